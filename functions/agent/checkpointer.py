@@ -1,0 +1,209 @@
+"""LangGraph's checkpoints in PostgreSQL: one tenant, one commit a step, and only for who holds the run.
+
+Same contract as LangGraph's own savers (tests run its conformance suite), with what those lack: a tenant column under
+row-level security, and `guard`, which every write calls first in its transaction to renew the lease or be refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+)
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database import tenant_session
+
+_COLUMNS = "thread_id, checkpoint_ns, checkpoint_id, parent_id, kind, checkpoint, metadata"
+
+
+class Checkpointer(BaseCheckpointSaver[int]):
+    """Stores the steps of runs of one tenant; `guard(session)` may raise Superseded to refuse a write."""
+
+    def __init__(self, tenant_id: UUID, guard: Callable[[Session], None] = lambda session: None) -> None:
+        super().__init__()
+        self._tenant_id = tenant_id
+        self._guard = guard
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that the config names, or the thread's last one."""
+        return next(self.list(config, limit=1), None)
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 # the name is LangGraph's
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Checkpoints, newest first, that match thread, namespace, id, metadata and `before`."""
+        place = config["configurable"] if config else {}
+        values = {
+            "tenant": self._tenant_id,
+            "thread": place.get("thread_id"),
+            "ns": place.get("checkpoint_ns", "" if limit == 1 and config else None),
+            "id": get_checkpoint_id(config) if config else None,
+            "before": get_checkpoint_id(before) if before else None,
+            "metadata": json.dumps(filter or {}),
+            "limit": limit,
+        }
+        with tenant_session(self._tenant_id) as session:
+            rows = session.execute(
+                text(
+                    f"select {_COLUMNS} from core.checkpoints where tenant_id = :tenant "  # constants
+                    "and (cast(:thread as text) is null or thread_id = :thread) "
+                    "and (cast(:ns as text) is null or checkpoint_ns = :ns) "
+                    "and (cast(:id as text) is null or checkpoint_id = :id) "
+                    "and (cast(:before as text) is null or checkpoint_id < :before) "
+                    "and metadata @> cast(:metadata as jsonb) order by checkpoint_id desc limit :limit"
+                ),
+                values,
+            ).all()
+            found = [self._tuple(session, row) for row in rows]
+        yield from found
+
+    def _tuple(self, session: Session, row: Any) -> CheckpointTuple:
+        writes = session.execute(
+            text(
+                "select task_id, channel, kind, value from core.checkpoint_writes where tenant_id = :tenant "
+                "and thread_id = :thread and checkpoint_ns = :ns and checkpoint_id = :id "
+                "order by task_path, task_id, position"
+            ),
+            {"tenant": self._tenant_id, "thread": row.thread_id, "ns": row.checkpoint_ns, "id": row.checkpoint_id},
+        )
+        return CheckpointTuple(
+            config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
+            checkpoint=self.serde.loads_typed((row.kind, row.checkpoint)),
+            metadata=row.metadata,
+            parent_config=_config(row.thread_id, row.checkpoint_ns, row.parent_id) if row.parent_id else None,
+            pending_writes=[(w.task_id, w.channel, self.serde.loads_typed((w.kind, w.value))) for w in writes],
+        )
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint under its parent."""
+        place = config["configurable"]
+        ns = place.get("checkpoint_ns", "")
+        kind, blob = self.serde.dumps_typed(checkpoint)
+        with tenant_session(self._tenant_id) as session:
+            self._guard(session)
+            session.execute(
+                text(
+                    "insert into core.checkpoints (tenant_id, thread_id, checkpoint_ns, checkpoint_id, parent_id, "
+                    "kind, checkpoint, metadata) values (:tenant, :thread, :ns, :id, :parent, :kind, :checkpoint, "
+                    "cast(:metadata as jsonb)) on conflict (tenant_id, thread_id, checkpoint_ns, checkpoint_id) "
+                    "do update set kind = excluded.kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata"
+                ),
+                {
+                    "tenant": self._tenant_id,
+                    "thread": place["thread_id"],
+                    "ns": ns,
+                    "id": checkpoint["id"],
+                    "parent": place.get("checkpoint_id"),
+                    "kind": kind,
+                    "checkpoint": blob,
+                    "metadata": json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False),
+                },
+            )
+        return _config(place["thread_id"], ns, checkpoint["id"])
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Store what a task of a step has written; errors and interrupts replace, ordinary writes stay as they are."""
+        place = config["configurable"]
+        replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        conflict = "do update set channel = excluded.channel, kind = excluded.kind, value = excluded.value"
+        with tenant_session(self._tenant_id) as session:
+            self._guard(session)
+            for position, (channel, value) in enumerate(writes):
+                kind, blob = self.serde.dumps_typed(value)
+                session.execute(
+                    text(
+                        "insert into core.checkpoint_writes (tenant_id, thread_id, checkpoint_ns, checkpoint_id, "
+                        "task_id, task_path, position, channel, kind, value) values (:tenant, :thread, :ns, :id, "
+                        ":task, :path, :position, :channel, :kind, :value) on conflict (tenant_id, thread_id, "
+                        "checkpoint_ns, checkpoint_id, task_id, position) " + (conflict if replace else "do nothing")
+                    ),
+                    {
+                        "tenant": self._tenant_id,
+                        "thread": place["thread_id"],
+                        "ns": place.get("checkpoint_ns", ""),
+                        "id": place["checkpoint_id"],
+                        "task": task_id,
+                        "path": task_path,
+                        "position": WRITES_IDX_MAP.get(channel, position),
+                        "channel": channel,
+                        "kind": kind,
+                        "value": blob,
+                    },
+                )
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Forget a thread."""
+        with tenant_session(self._tenant_id) as session:
+            for table in ("checkpoint_writes", "checkpoints"):
+                session.execute(
+                    text(f"delete from core.{table} where tenant_id = :tenant and thread_id = :thread"),
+                    {"tenant": self._tenant_id, "thread": thread_id},
+                )
+
+    # The agent runs synchronously; these exist because the conformance suite and LangGraph's tools call them.
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Like get_tuple."""
+        return self.get_tuple(config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 # the name is LangGraph's
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Like list."""
+        for found in self.list(config, filter=filter, before=before, limit=limit):
+            yield found
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Like put."""
+        return self.put(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Like put_writes."""
+        self.put_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Like delete_thread."""
+        self.delete_thread(thread_id)
+
+
+def _config(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}}

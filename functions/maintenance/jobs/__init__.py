@@ -1,0 +1,1 @@
+"""One module a job; each has `run()`, which returns counts for the record."""

@@ -1,0 +1,1 @@
+"""Conversations, the runs that answer their questions, run events, citations and the agent's checkpoints."""

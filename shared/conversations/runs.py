@@ -1,0 +1,374 @@
+"""Asking and answering: a question becomes a run, a run has a lease, events, an answer with citations.
+
+Whoever works on a run holds its lease under an epoch. Every write of the worker goes through `hold`, which locks the
+run's row and fails when the epoch has moved on: a zombie that wakes up late changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.errors import PermanentError, Superseded
+from shared.events import AnswerQuestion, AnswerReady, new_traceparent
+from shared.messaging import publish
+from shared.tenants.directory import Principal
+
+LEASE = timedelta(seconds=150)
+"""Longer than the longest node (120 s, REQUIREMENTS section 2), so that only a dead worker loses it."""
+
+QUESTION_LIMIT = 4_000
+"""Characters; a question, not a document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a run until somebody takes a later epoch."""
+
+    tenant_id: UUID
+    run_id: UUID
+    conversation_id: UUID
+    member_id: UUID
+    question: str
+    traceparent: str
+    epoch: int
+    next_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """The proof of a claim: the quoted passage and where it stands.
+
+    `quote_start` and `quote_end` are character offsets into the chunk's text.
+    """
+
+    number: int
+    document_id: UUID
+    version_id: UUID
+    chunk_id: UUID
+    title: str
+    heading_path: tuple[str, ...]
+    page: int | None
+    quote: str
+    quote_start: int
+    quote_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a run ends with. `no_evidence`: nothing in the corpus answers the question, and `text` says so."""
+
+    text: str
+    no_evidence: bool
+    citations: tuple[Citation, ...]
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as people see it."""
+
+    run_id: UUID
+    conversation_id: UUID
+    question: str
+    state: str
+    answer: str | None
+    no_evidence: bool | None
+    model: str | None
+    reason: str | None
+    message: str | None
+    created_at: Any
+    finished_at: Any
+    citations: tuple[Citation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """A step or a piece of the answer: `kind` is step, token, draft-restarted, answer or failed."""
+
+    seq: int
+    kind: str
+    data: dict[str, Any]
+
+
+def ask(
+    session: Session,
+    principal: Principal,
+    question: str,
+    *,
+    conversation_id: UUID | None = None,
+    idempotency_key: str = "",
+) -> UUID:
+    """Store a question and command its answer; returns the run id. The same idempotency key is the same run.
+
+    Raises PermanentError `empty-question`, `question-too-long`, `unknown-conversation`.
+    """
+    question = _checked(question)
+    tenant_id = principal.tenant_id
+    run_id = uuid5(tenant_id, f"run:{principal.member_id}:{idempotency_key}") if idempotency_key else uuid4()
+    ids = {"tenant": tenant_id, "member": principal.member_id, "run": run_id}
+    if session.execute(text("select 1 from core.runs where tenant_id = :tenant and run_id = :run"), ids).scalar():
+        return run_id
+    if conversation_id is None:
+        conversation_id = uuid5(run_id, "conversation")
+        session.execute(
+            text(
+                "insert into core.conversations (tenant_id, conversation_id, member_id, title) "
+                "values (:tenant, :conversation, :member, :title) on conflict do nothing"
+            ),
+            ids | {"conversation": conversation_id, "title": question[:120]},
+        )
+    elif not session.execute(
+        text(
+            "select 1 from core.conversations where tenant_id = :tenant and conversation_id = :conversation "
+            "and member_id = :member"
+        ),
+        ids | {"conversation": conversation_id},
+    ).scalar():
+        raise PermanentError("unknown-conversation", "There is no such conversation.", "Start a new one.")
+    traceparent = new_traceparent()
+    session.execute(
+        text(
+            "insert into core.runs (tenant_id, run_id, conversation_id, member_id, question, state, traceparent) "
+            "values (:tenant, :run, :conversation, :member, :question, 'queued', :traceparent) on conflict do nothing"
+        ),
+        ids | {"conversation": conversation_id, "question": question, "traceparent": traceparent},
+    )
+    publish(
+        session,
+        AnswerQuestion(event_id=uuid5(run_id, "answer"), tenant_id=tenant_id, run_id=run_id, traceparent=traceparent),
+    )
+    return run_id
+
+
+def _checked(question: str) -> str:
+    if any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in question):
+        question = "".join(c for c in question if c != "\x00" and not "\ud800" <= c <= "\udfff")
+    question = question.strip()
+    if not any(c.isalnum() for c in question):
+        raise PermanentError("empty-question", "The question is empty.", "Write what you want to know.")
+    if len(question) > QUESTION_LIMIT:
+        raise PermanentError(
+            "question-too-long",
+            f"The question is longer than {QUESTION_LIMIT} characters.",
+            "Ask shorter, and submit long texts as a document.",
+        )
+    return question
+
+
+def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
+    """Take the run for this process. Raises Superseded when it ended, is cancelled, or somebody holds it."""
+    row = session.execute(
+        text(
+            "update core.runs set state = 'running', epoch = epoch + 1, lease_until = now() + :lease "
+            "where tenant_id = :tenant and run_id = :run and state in ('queued', 'running') "
+            "and (lease_until is null or lease_until < now()) "
+            "returning conversation_id, member_id, question, traceparent, epoch"
+        ),
+        {"tenant": tenant_id, "run": run_id, "lease": LEASE},
+    ).first()
+    if row is None:
+        raise Superseded("the run has ended or somebody else works on it")
+    last = session.execute(
+        text("select coalesce(max(seq), 0) from core.run_events where tenant_id = :tenant and run_id = :run"),
+        {"tenant": tenant_id, "run": run_id},
+    ).scalar_one()
+    return Lease(
+        tenant_id, run_id, row.conversation_id, row.member_id, row.question, row.traceparent, row.epoch, last + 1
+    )
+
+
+def hold(session: Session, lease: Lease) -> None:
+    """Renew the lease and lock the run for this transaction. Raises Superseded when the epoch has moved on."""
+    held = session.execute(
+        text(
+            "update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
+            "and epoch = :epoch and state = 'running'"
+        ),
+        {"tenant": lease.tenant_id, "run": lease.run_id, "epoch": lease.epoch, "lease": LEASE},
+    ).rowcount  # type: ignore[attr-defined]
+    if held == 0:
+        raise Superseded("the run was taken over or cancelled")
+
+
+def release(session: Session, lease: Lease) -> None:
+    """Give the run back unfinished: a redelivery may take it at once."""
+    session.execute(
+        text(
+            "update core.runs set lease_until = null, state = 'queued' where tenant_id = :tenant and run_id = :run "
+            "and epoch = :epoch and state = 'running'"
+        ),
+        {"tenant": lease.tenant_id, "run": lease.run_id, "epoch": lease.epoch},
+    )
+
+
+def append_events(session: Session, lease: Lease, events: Sequence[RunEvent]) -> None:
+    """Store events of a held run; keyed (run, seq), written by the lease holder only."""
+    for event in events:
+        session.execute(
+            text(
+                "insert into core.run_events (tenant_id, run_id, seq, kind, data) "
+                "values (:tenant, :run, :seq, :kind, cast(:data as jsonb))"
+            ),
+            {
+                "tenant": lease.tenant_id,
+                "run": lease.run_id,
+                "seq": event.seq,
+                "kind": event.kind,
+                "data": json.dumps(event.data, ensure_ascii=False),
+            },
+        )
+
+
+def finish(session: Session, lease: Lease, answer: Answer, seq: int) -> None:
+    """Store answer, citations and the last event, and announce it; all of it or nothing, and once."""
+    hold(session, lease)
+    ids = {"tenant": lease.tenant_id, "run": lease.run_id}
+    session.execute(
+        text(
+            "update core.runs set state = 'answered', answer = :answer, no_evidence = :no_evidence, model = :model, "
+            "input_tokens = :input, output_tokens = :output, lease_until = null, finished_at = now() "
+            "where tenant_id = :tenant and run_id = :run"
+        ),
+        ids
+        | {
+            "answer": answer.text,
+            "no_evidence": answer.no_evidence,
+            "model": answer.model,
+            "input": answer.input_tokens,
+            "output": answer.output_tokens,
+        },
+    )
+    for citation in answer.citations:
+        session.execute(
+            text(
+                "insert into core.citations (tenant_id, run_id, number, document_id, version_id, chunk_id, title, "
+                "heading_path, page, quote, quote_start, quote_end) values (:tenant, :run, :number, :document, "
+                ":version, :chunk, :title, cast(:heading_path as jsonb), :page, :quote, :start, :end)"
+            ),
+            ids
+            | {
+                "number": citation.number,
+                "document": citation.document_id,
+                "version": citation.version_id,
+                "chunk": citation.chunk_id,
+                "title": citation.title,
+                "heading_path": json.dumps(citation.heading_path, ensure_ascii=False),
+                "page": citation.page,
+                "quote": citation.quote,
+                "start": citation.quote_start,
+                "end": citation.quote_end,
+            },
+        )
+    append_events(session, lease, [RunEvent(seq, "answer", {"no_evidence": answer.no_evidence})])
+    _announce(session, lease.tenant_id, lease.run_id, lease.conversation_id, "answered", lease.traceparent)
+
+
+def _announce(
+    session: Session, tenant_id: UUID, run_id: UUID, conversation_id: UUID, state: str, traceparent: str
+) -> None:
+    publish(
+        session,
+        AnswerReady(
+            event_id=uuid5(run_id, "ready"),
+            tenant_id=tenant_id,
+            traceparent=traceparent,
+            run_id=run_id,
+            conversation_id=conversation_id,
+            state=state,
+        ),
+    )
+
+
+def fail(session: Session, tenant_id: UUID, run_id: UUID, error: PermanentError) -> None:
+    """End a run that cannot be answered, with the reason; does nothing when it has ended already."""
+    ids = {"tenant": tenant_id, "run": run_id}
+    row = session.execute(
+        text(
+            "update core.runs set state = 'failed', reason = :reason, message = :message, lease_until = null, "
+            "finished_at = now() where tenant_id = :tenant and run_id = :run "
+            "and state in ('queued', 'running', 'waiting') returning conversation_id, traceparent"
+        ),
+        ids | {"reason": error.reason, "message": f"{error.message} {error.next_action}".strip()},
+    ).first()
+    if row is None:
+        return
+    session.execute(
+        text(
+            "insert into core.run_events (tenant_id, run_id, seq, kind, data) "
+            "select :tenant, :run, coalesce(max(seq), 0) + 1, 'failed', "
+            "jsonb_build_object('reason', cast(:reason as text)) "
+            "from core.run_events where tenant_id = :tenant and run_id = :run"
+        ),
+        ids | {"reason": error.reason},
+    )
+    _announce(session, tenant_id, run_id, row.conversation_id, "failed", row.traceparent)
+
+
+def read_run(session: Session, principal: Principal, run_id: UUID) -> Run | None:
+    """A run of this member with its citations, or None (also for somebody else's: no existence oracle)."""
+    ids = {"tenant": principal.tenant_id, "member": principal.member_id, "run": run_id}
+    row = session.execute(
+        text(
+            "select run_id, conversation_id, question, state, answer, no_evidence, model, reason, message, "
+            "created_at, finished_at from core.runs "
+            "where tenant_id = :tenant and run_id = :run and member_id = :member"
+        ),
+        ids,
+    ).first()
+    if row is None:
+        return None
+    return Run(**row._mapping, citations=_citations(session, principal.tenant_id, run_id))
+
+
+def _citations(session: Session, tenant_id: UUID, run_id: UUID) -> tuple[Citation, ...]:
+    rows = session.execute(
+        text(
+            "select number, document_id, version_id, chunk_id, title, heading_path, page, quote, quote_start, "
+            "quote_end from core.citations where tenant_id = :tenant and run_id = :run order by number"
+        ),
+        {"tenant": tenant_id, "run": run_id},
+    )
+    return tuple(Citation(**{**row._mapping, "heading_path": tuple(row.heading_path)}) for row in rows)
+
+
+def events_after(session: Session, principal: Principal, run_id: UUID, seq: int, limit: int = 500) -> list[RunEvent]:
+    """Events of a member's own run after `seq`, in order."""
+    rows = session.execute(
+        text(
+            "select e.seq, e.kind, e.data from core.run_events e join core.runs r "
+            "on r.tenant_id = e.tenant_id and r.run_id = e.run_id "
+            "where e.tenant_id = :tenant and e.run_id = :run and e.seq > :seq and r.member_id = :member "
+            "order by e.seq limit :limit"
+        ),
+        {
+            "tenant": principal.tenant_id,
+            "run": run_id,
+            "seq": seq,
+            "member": principal.member_id,
+            "limit": limit,
+        },
+    )
+    return [RunEvent(*row) for row in rows]
+
+
+def recent_runs(session: Session, principal: Principal, limit: int = 20) -> list[Run]:
+    """The member's last runs, newest first, without citations."""
+    rows = session.execute(
+        text(
+            "select run_id, conversation_id, question, state, answer, no_evidence, model, reason, message, "
+            "created_at, finished_at from core.runs where tenant_id = :tenant and member_id = :member "
+            "order by created_at desc limit :limit"
+        ),
+        {"tenant": principal.tenant_id, "member": principal.member_id, "limit": limit},
+    )
+    return [Run(**row._mapping, citations=()) for row in rows]

@@ -1,0 +1,148 @@
+"""The tables of conversations, runs and checkpoints (schema `core`)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.database import metadata
+
+NOW = text("now()")
+
+RUN_STATES = ("queued", "running", "waiting", "answered", "failed", "cancelled")
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("conversation_id", Uuid, nullable=False),
+    Column("member_id", Uuid, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "conversation_id"),
+    ForeignKeyConstraint(
+        ["tenant_id", "member_id"], ["core.members.tenant_id", "core.members.member_id"], ondelete="CASCADE"
+    ),
+    Index("conversations_member_idx", "tenant_id", "member_id", "created_at"),
+    schema="core",
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("conversation_id", Uuid, nullable=False),
+    Column("member_id", Uuid, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("answer", Text),
+    Column("no_evidence", Boolean),
+    Column("model", Text),
+    Column("input_tokens", Integer),
+    Column("output_tokens", Integer),
+    Column("reason", Text),
+    Column("message", Text),
+    Column("traceparent", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("finished_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("tenant_id", "run_id"),
+    ForeignKeyConstraint(
+        ["tenant_id", "conversation_id"],
+        ["core.conversations.tenant_id", "core.conversations.conversation_id"],
+        ondelete="CASCADE",
+    ),
+    ForeignKeyConstraint(
+        ["tenant_id", "member_id"], ["core.members.tenant_id", "core.members.member_id"], ondelete="CASCADE"
+    ),
+    CheckConstraint(f"state in {RUN_STATES}", name="runs_state_check"),
+    Index("runs_conversation_idx", "tenant_id", "conversation_id", "created_at"),
+    Index("runs_open_idx", "created_at", postgresql_where=text("state in ('queued', 'running')")),
+    schema="core",
+)
+
+run_events = Table(
+    "run_events",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("data", JSONB, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "run_id", "seq"),
+    ForeignKeyConstraint(["tenant_id", "run_id"], ["core.runs.tenant_id", "core.runs.run_id"], ondelete="CASCADE"),
+    schema="core",
+)
+
+citations = Table(
+    "citations",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("document_id", Uuid, nullable=False),
+    Column("version_id", Uuid, nullable=False),
+    Column("chunk_id", Uuid, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("heading_path", JSONB, nullable=False),
+    Column("page", Integer),
+    Column("quote", Text, nullable=False),
+    Column("quote_start", Integer, nullable=False),
+    Column("quote_end", Integer, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "run_id", "number"),
+    ForeignKeyConstraint(["tenant_id", "run_id"], ["core.runs.tenant_id", "core.runs.run_id"], ondelete="CASCADE"),
+    schema="core",
+)
+"""`quote_start` and `quote_end` are character offsets into the chunk's text."""
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("thread_id", Text, nullable=False),
+    Column("checkpoint_ns", Text, nullable=False),
+    Column("checkpoint_id", Text, nullable=False),
+    Column("parent_id", Text),
+    Column("kind", Text, nullable=False),
+    Column("checkpoint", LargeBinary, nullable=False),
+    Column("metadata", JSONB, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "thread_id", "checkpoint_ns", "checkpoint_id"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="core",
+)
+
+checkpoint_writes = Table(
+    "checkpoint_writes",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("thread_id", Text, nullable=False),
+    Column("checkpoint_ns", Text, nullable=False),
+    Column("checkpoint_id", Text, nullable=False),
+    Column("task_id", Text, nullable=False),
+    Column("task_path", Text, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "thread_id", "checkpoint_ns", "checkpoint_id", "task_id", "position"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="core",
+)

@@ -1,0 +1,1 @@
+"""Documents, their versions and chunks: submission, ingestion states, completion, withdrawal, reading."""

@@ -1,0 +1,193 @@
+"""`@handles`: what stands between a push request and a use case, and holds nothing else.
+
+Verify the token, decode the message, bind tenant and trace, run the use case, translate how it ended:
+
+    done, Superseded          204  acknowledged
+    PermanentError            204  acknowledged, archived as a dead letter
+    Postponed(until)          204  acknowledged, the same message goes to the outbox with not_before
+    TransientError            503  refused, quietly: Pub/Sub delivers again, five times, then the dead-letter topic
+    anything else             500  the same, with its stack in the log
+
+Doors are plain HTTP functions, not CloudEvent functions: the framework refuses a push without data with 400 before
+our code runs, so such a message could never be archived (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import Any, cast
+
+from flask import Request, Response
+from sqlalchemy.exc import DBAPIError
+
+from shared import tracing
+from shared.database import platform_session, tenant_session
+from shared.errors import PermanentError, Postponed, Superseded, TransientError
+from shared.events import Message, TenantMessage, decode
+from shared.messaging import DeadLetter, archive, publish
+from shared.push import NotAuthenticated, NotAuthorised, PushVerifier
+from shared.services import services
+from shared.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+Door = Callable[[Request], Response]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A push as it came: raw bytes and attributes, and the path of the subscription's endpoint."""
+
+    message_id: str
+    data: bytes
+    attributes: dict[str, str]
+    subscription: str
+    path: str
+
+    @property
+    def source(self) -> str:
+        """The source a document topic belongs to: the last part of `/sources/<name>`, proven by the token."""
+        return self.path.removeprefix("/sources/") if self.path.startswith("/sources/") else ""
+
+
+def handles(*kinds: type[Message]) -> Callable[[Callable[[Any, Delivery], None]], Door]:
+    """A door for these messages: `use(message, delivery)` runs for each verified, decoded push."""
+
+    def decorate(use: Callable[[Any, Delivery], None]) -> Door:
+        @wraps(use)
+        def door(request: Request) -> Response:
+            return _guarded(request, lambda delivery: _handle(use, kinds, delivery))
+
+        return cast("Door", door)
+
+    return decorate
+
+
+def receives_raw(use: Callable[[Delivery], None]) -> Door:
+    """A door that takes a verified push as it is, without decoding: for the dead-letter archive."""
+
+    @wraps(use)
+    def door(request: Request) -> Response:
+        return _guarded(request, lambda delivery: _translate(lambda: use(delivery), delivery, None))
+
+    return cast("Door", door)
+
+
+def by_path(**doors: Door) -> Door:
+    """One function with a door per path prefix (`dead_letters` for `/dead-letters`); `root` takes the rest."""
+
+    def door(request: Request) -> Response:
+        name = request.path.strip("/").partition("/")[0].replace("-", "_")
+        return doors.get(name, doors["root"])(request)
+
+    return door
+
+
+@lru_cache(maxsize=1)
+def _verifier() -> PushVerifier:
+    settings = get_settings()
+    tracing.configure_logging(settings.log_format)
+    return PushVerifier(settings)
+
+
+def _guarded(request: Request, handle: Callable[[Delivery], Response]) -> Response:
+    try:
+        _verifier().verify(request.headers.get("Authorization", ""), request.path)
+        return handle(read_push(request))
+    except NotAuthenticated as refusal:
+        log.warning("push refused: %s", refusal)
+        return Response(status=401, headers={"WWW-Authenticate": "Bearer"})
+    except NotAuthorised as refusal:
+        log.warning("push refused: %s", refusal)
+        return Response(status=403)
+    except TransientError as error:
+        log.warning("not now: %s", error)
+        return Response(status=503)
+
+
+def read_push(request: Request) -> Delivery:
+    """The message of a push request (https://cloud.google.com/pubsub/docs/push#receive_push).
+
+    What is not a push body is answered by an empty delivery, which no door can decode: it ends as a dead letter.
+    """
+    body = request.get_json(silent=True)
+    body = body if isinstance(body, dict) else {}
+    message = body.get("message")
+    if not isinstance(message, dict):
+        return Delivery("", request.get_data(), {}, "", request.path)
+    try:
+        data = base64.b64decode(str(message.get("data") or ""), validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    attributes = message.get("attributes")
+    return Delivery(
+        message_id=str(message.get("messageId") or message.get("message_id") or "")[:200],
+        data=data,
+        attributes={str(k): str(v) for k, v in attributes.items()} if isinstance(attributes, dict) else {},
+        subscription=str(body.get("subscription") or "").rpartition("/")[2][:200],
+        path=request.path,
+    )
+
+
+def _handle(use: Callable[[Any, Delivery], None], kinds: tuple[type[Message], ...], delivery: Delivery) -> Response:
+    try:
+        message = decode(delivery.data, delivery.attributes)
+        if not isinstance(message, kinds):
+            raise PermanentError(
+                "wrong-topic", f"This topic does not carry {message.wire_name}.", "Publish it to its own topic."
+            )
+    except PermanentError as error:
+        return _bury(delivery, error, "poison")
+    fields = {"traceparent": message.traceparent, "event": message.wire_name, "event_id": str(message.event_id)}
+    if isinstance(message, TenantMessage):
+        fields["tenant_id"] = str(message.tenant_id)
+    with tracing.bound(**fields):
+        return _translate(lambda: use(message, delivery), delivery, message)
+
+
+def _translate(run: Callable[[], None], delivery: Delivery, message: Message | None) -> Response:
+    try:
+        run()
+    except Superseded as reason:
+        log.info("nothing to do: %s", reason)
+    except PermanentError as error:
+        return _bury(delivery, error, "permanent")
+    except Postponed as pause:
+        if not isinstance(message, TenantMessage):
+            raise TransientError(str(pause)) from pause
+        log.info("postponed: %s", pause)
+        with tenant_session(message.tenant_id) as session:
+            publish(session, message, not_before=pause.until, topic=_topic(message, delivery))
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise TransientError("the database connection was lost") from error
+    return Response(status=204)
+
+
+def _topic(message: TenantMessage, delivery: Delivery) -> str:
+    return f"documents-{delivery.source}" if delivery.source else message.topic
+
+
+def _bury(delivery: Delivery, error: PermanentError, kind: str) -> Response:
+    log.warning("dead letter: %s", error.reason)
+    letter = DeadLetter(
+        origin=delivery.subscription or delivery.path,
+        message_id=delivery.message_id,
+        data=delivery.data,
+        attributes=delivery.attributes,
+        kind=kind,
+        reason=error.reason,
+        message=error.message,
+    )
+    with platform_session() as session:
+        archive(session, [letter])
+    return Response(status=204)
+
+
+__all__ = ["Delivery", "by_path", "handles", "read_push", "receives_raw", "services"]

@@ -1,0 +1,1 @@
+"""Maintenance jobs: one run for each slot of a schedule, never two at once."""

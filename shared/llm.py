@@ -1,0 +1,210 @@
+"""Models, always through the LiteLLM proxy: embed texts, chat with streaming. The only module that talks to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from shared import tracing
+from shared.errors import PermanentError, Postponed, TransientError
+from shared.settings import Settings
+
+InputType = Literal["query", "passage"]
+
+TIMEOUT = httpx.Timeout(120, connect=5)
+"""Seconds; a model call must end well before the service's 540 s."""
+
+WAIT_DEFAULT = timedelta(seconds=30)
+WAIT_LONGEST = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """A complete answer with what it cost; tokens as the provider counted them."""
+
+    text: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Models(Protocol):
+    """What we ask of models. The twin for tests is `shared.fakes.FakeModels`."""
+
+    def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
+        """One vector a text, in order."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
+        """The answer piece by piece, then the ChatReply."""
+
+
+class LiteLLM:
+    """The proxy over HTTP, in OpenAI's wire format."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._http = httpx.Client(
+            base_url=settings.litellm_url,
+            headers={"Authorization": f"Bearer {settings.model_api_key()}"},
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=20, max_keepalive_connections=4),
+        )
+
+    def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
+        """One vector a text, in order.
+
+        Raises PermanentError `model-refused` or `wrong-vectors` (other count, dimension, NaN), Postponed when the
+        provider asks for time, TransientError when the proxy cannot be reached.
+        """
+        body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "float"}
+        body["input_type"] = input_type
+        if self._settings.embeddings_api_base:
+            body["api_base"] = self._settings.embeddings_api_base
+        with _transport_errors():
+            response = self._http.post("/v1/embeddings", json=body, headers=_trace_headers())
+            _check(response)
+            answer = _json(response)
+        return read_vectors(answer, len(texts), dimension)
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
+        """The answer piece by piece, then the ChatReply. Raises like `embed`; a cut stream is a TransientError."""
+        settings = self._settings
+        body = {
+            "model": settings.chat_model,
+            "messages": list(messages),
+            "max_tokens": settings.max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        pieces: list[str] = []
+        usage: dict[str, Any] = {}
+        finished = False
+        with (
+            _transport_errors(),
+            self._http.stream("POST", "/v1/chat/completions", json=body, headers=_trace_headers()) as response,
+        ):
+            if response.status_code != 200:
+                response.read()
+            _check(response)
+            for event in _server_sent(response):
+                usage = event.get("usage") or usage
+                for choice in event.get("choices", ()):
+                    finished = finished or choice.get("finish_reason") is not None
+                    piece = (choice.get("delta") or {}).get("content")
+                    if piece:
+                        pieces.append(piece)
+                        yield piece
+        if not finished:
+            raise TransientError("the model's answer was cut off")
+        yield ChatReply(
+            "".join(pieces),
+            settings.chat_model,
+            int(usage.get("prompt_tokens") or 0),
+            int(usage.get("completion_tokens") or 0),
+        )
+
+
+def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
+    """The vectors of an embeddings answer, put in order by `index` and checked one by one.
+
+    A provider that returns too few, misnumbered, wrongly sized or non-finite vectors would silently spoil the index.
+    """
+    try:
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        if [row["index"] for row in rows] != list(range(count)):
+            raise ValueError(f"{len(rows)} vectors for {count} texts")
+        vectors = [[float(x) for x in row["embedding"]] for row in rows]
+        for vector in vectors:
+            if len(vector) != dimension:
+                raise ValueError(f"dimension {len(vector)} instead of {dimension}")
+            if not all(map(math.isfinite, vector)):
+                raise ValueError("a vector with NaN or infinity")
+            if not any(vector):
+                raise ValueError("a vector of zeros has no direction")
+    except (KeyError, TypeError, ValueError) as error:
+        raise PermanentError(
+            "wrong-vectors",
+            f"The embedding model answered with something unusable: {error}.",
+            "Check EMBEDDINGS_MODEL and EMBEDDINGS_DIM against the model.",
+        ) from None
+    return vectors
+
+
+def _server_sent(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        payload = line[5:].strip()
+        if payload == "[DONE]":
+            return
+        try:
+            event = json.loads(payload)
+        except json.JSONDecodeError:
+            raise TransientError("the model's answer is garbled") from None
+        if "error" in event:
+            raise TransientError("the model failed in the middle of its answer")
+        yield event
+
+
+def _trace_headers() -> dict[str, str]:
+    traceparent = tracing.current("traceparent")
+    return {"traceparent": traceparent} if traceparent else {}
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise TransientError("the model proxy's answer is garbled") from None
+
+
+def _check(response: httpx.Response) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status in (429, 503, 529):
+        raise Postponed(datetime.now(UTC) + retry_after(response), "the model provider asks for time")
+    if status in (400, 404, 413, 422):
+        raise PermanentError(
+            "model-refused",
+            f"The model refused the request (HTTP {status}).",
+            "Check CHAT_MODEL and EMBEDDINGS_MODEL, and that the text fits the model.",
+        )
+    # 401 and 403 too: a wrong key is ours to mend, and no document is to blame for it.
+    raise TransientError(f"the model proxy answers HTTP {status}")
+
+
+def retry_after(response: httpx.Response) -> timedelta:
+    """How long the provider wants us to wait: Retry-After in seconds or as a date (RFC 9110, 10.2.3), capped."""
+    value = response.headers.get("retry-after", "")
+    try:
+        wait = timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        try:
+            wait = parsedate_to_datetime(value) - datetime.now(UTC)
+        except (ValueError, TypeError):
+            wait = WAIT_DEFAULT
+    return min(max(wait, timedelta(seconds=1)), WAIT_LONGEST)
+
+
+class _transport_errors:  # noqa: N801 # reads as a statement: `with _transport_errors():`
+    """Whatever keeps us from the proxy is shared by everyone: TransientError."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, httpx.TransportError):
+            raise TransientError(f"the model proxy cannot be reached: {type(error).__name__}") from error
+
+
+def make_models(settings: Settings) -> Models:
+    """The models behind LITELLM_URL."""
+    return LiteLLM(settings)

@@ -1,0 +1,358 @@
+"""The one way to the bus: an outbox in the caller's transaction, flushed after commit; and the dead-letter archive.
+
+`publish(session, event)` writes an outbox row in the same transaction as the work it announces. After the commit the
+rows are published (the result is awaited, nothing stays in a background thread) and removed; what is left behind by a
+crash or a bus that is down, the minute sweep flushes. Later = `not_before`: the flush makes a Cloud Task whose target
+is the publish call of the topic, never a function. Only this module knows Google's messaging clients.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID, uuid5
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    event,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from shared.database import array_literal, metadata, operator_session, tenant_session
+from shared.errors import TransientError
+from shared.events import TenantMessage
+from shared.settings import Settings, get_settings
+
+log = logging.getLogger(__name__)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("event_id", Uuid, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("attributes", JSONB, nullable=False),
+    Column("not_before", DateTime(timezone=True)),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    PrimaryKeyConstraint("tenant_id", "event_id"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    Index("outbox_created_idx", "created_at"),
+    schema="core",
+)
+
+DEAD_LETTER_CLASSES = ("permanent", "transient", "poison")
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("letter_id", Uuid, primary_key=True),
+    Column("origin", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("tenant_id", Uuid),
+    Column("name", Text),
+    Column("class", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("attributes", JSONB, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    Column("traceparent", Text),
+    Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("replayed_at", DateTime(timezone=True)),
+    CheckConstraint(f"class in {DEAD_LETTER_CLASSES}", name="dead_letters_class_check"),
+    Index("dead_letters_archived_idx", "archived_at"),
+    schema="core",
+)
+"""Belongs to the operators, not to a tenant: the tenant may be unknown and the bytes undecodable."""
+
+LETTERS = UUID("6f1c5a52-6d5e-4d8e-9f0e-1f2f6a0d7c11")
+TASK_GRACE = "30 seconds"
+"""How long the process that wrote an outbox row has to flush it before the sweep does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way out."""
+
+    tenant_id: UUID
+    event_id: UUID
+    topic: str
+    data: str
+    attributes: dict[str, str]
+    not_before: datetime | None
+
+
+class Bus(Protocol):
+    """What carries messages: Pub/Sub now, Cloud Tasks for later. The twin for tests is `shared.fakes.FakeBus`."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish all; returns when every publish is confirmed."""
+
+    def publish_later(self, message: Outgoing) -> None:
+        """Have the message published at its `not_before`; naming it twice is harmless."""
+
+
+class GoogleBus:
+    """Pub/Sub and Cloud Tasks through Google's clients; the laptop's bus answers the same calls."""
+
+    def __init__(self, settings: Settings) -> None:
+        # Imported late: 0.3 s and 60 MB that a process which never publishes need not pay (FACTS).
+        from google.cloud import pubsub_v1
+
+        if settings.pubsub_emulator_host:
+            # The client reads its own variable and nothing else; the value comes from our settings.
+            os.environ["PUBSUB_EMULATOR_HOST"] = settings.pubsub_emulator_host
+        self._settings = settings
+        self._publisher = pubsub_v1.PublisherClient()
+        self._tasks: Any = None
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Publish all and wait for the results; raises what the client raises."""
+        timeout = self._settings.publish_timeout
+        futures = [
+            self._publisher.publish(
+                self._publisher.topic_path(self._settings.google_cloud_project, message.topic),
+                message.data.encode(),
+                timeout=timeout,
+                **message.attributes,
+            )
+            for message in messages
+        ]
+        for future in futures:
+            future.result(timeout=timeout)
+
+    def publish_later(self, message: Outgoing) -> None:
+        """Make the Cloud Task that calls the topic's publish method at `not_before`."""
+        from google.api_core.exceptions import AlreadyExists
+        from google.cloud import tasks_v2
+        from google.protobuf.timestamp_pb2 import Timestamp
+
+        assert message.not_before is not None
+        if self._tasks is None:
+            self._tasks = self._tasks_client()
+        settings = self._settings
+        queue = self._tasks.queue_path(settings.google_cloud_project, settings.cloud_tasks_location, "publish-later")
+        when = message.not_before.astimezone(UTC)
+        body = {
+            "messages": [
+                {"data": base64.b64encode(message.data.encode()).decode(), "attributes": message.attributes},
+            ]
+        }
+        topic = f"projects/{settings.google_cloud_project}/topics/{message.topic}"
+        request = tasks_v2.HttpRequest(
+            url=f"{settings.pubsub_rest_url}/v1/{topic}:publish",
+            http_method=tasks_v2.HttpMethod.POST,
+            headers={"Content-Type": "application/json"},
+            body=json.dumps(body).encode(),
+        )
+        if settings.cloud_tasks_service_account:
+            request.oauth_token = tasks_v2.OAuthToken(service_account_email=settings.cloud_tasks_service_account)
+        schedule_time = Timestamp()
+        schedule_time.FromDatetime(when)
+        # Named by event and time: the flush and the sweep may both come by, the queue keeps one.
+        name = f"{queue}/tasks/{message.event_id}-{int(when.timestamp())}"
+        try:
+            self._tasks.create_task(
+                parent=queue,
+                task=tasks_v2.Task(name=name, http_request=request, schedule_time=schedule_time),
+                timeout=settings.publish_timeout,
+            )
+        except AlreadyExists:
+            return
+
+    def _tasks_client(self) -> Any:
+        from google.cloud import tasks_v2
+
+        address = self._settings.cloud_tasks_emulator_host
+        if not address:
+            return tasks_v2.CloudTasksClient()
+        # This client has no emulator variable (FACTS): an insecure channel does the same.
+        import grpc
+        from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpcTransport
+
+        return tasks_v2.CloudTasksClient(transport=CloudTasksGrpcTransport(channel=grpc.insecure_channel(address)))
+
+
+_bus: Bus | None = None
+
+
+def bus() -> Bus:
+    """The bus of this process, made at its first use."""
+    global _bus
+    if _bus is None:
+        _bus = GoogleBus(get_settings())
+    return _bus
+
+
+def use_bus(other: Bus | None) -> None:
+    """Put another bus in its place (tests); None makes the real one again at the next use."""
+    global _bus
+    _bus = other
+
+
+def publish(session: Session, message: TenantMessage, *, not_before: datetime | None = None, topic: str = "") -> None:
+    """Announce a message in the session's transaction; it leaves after the commit.
+
+    The same event id twice is one message (`on conflict do nothing`), so recovery and replay may insert freely.
+    """
+    row = Outgoing(
+        tenant_id=message.tenant_id,
+        event_id=message.event_id,
+        topic=topic or message.topic,
+        data=message.data().decode(),
+        attributes=message.attributes(),
+        not_before=not_before,
+    )
+    session.execute(
+        text(
+            "insert into core.outbox (tenant_id, event_id, topic, data, attributes, not_before) values "
+            "(:tenant_id, :event_id, :topic, :data, cast(:attributes as jsonb), :not_before) on conflict do nothing"
+        ),
+        {
+            "tenant_id": row.tenant_id,
+            "event_id": row.event_id,
+            "topic": row.topic,
+            "data": row.data,
+            "attributes": json.dumps(row.attributes),
+            "not_before": row.not_before,
+        },
+    )
+    waiting = session.info.get("outgoing")
+    if waiting is None:
+        waiting = session.info["outgoing"] = []
+        event.listen(session, "after_commit", _flush_committed)
+        event.listen(session, "after_rollback", _forget)
+    waiting.append(row)
+
+
+def _forget(session: Session) -> None:
+    session.info["outgoing"].clear()
+
+
+def _flush_committed(session: Session) -> None:
+    rows: list[Outgoing] = session.info["outgoing"]
+    if not rows:
+        return
+    leaving, session.info["outgoing"] = rows, []
+    if send(leaving):
+        ids = array_literal(row.event_id for row in leaving)
+        with tenant_session(leaving[0].tenant_id) as own:
+            own.execute(
+                text("delete from core.outbox where tenant_id = :tenant and event_id = any(cast(:ids as uuid[]))"),
+                {"tenant": leaving[0].tenant_id, "ids": ids},
+            )
+
+
+def send(rows: Sequence[Outgoing]) -> bool:
+    """Hand rows to the bus; False when it did not take them all (they stay in the outbox for the sweep)."""
+    now = datetime.now(UTC)
+    later = [row for row in rows if row.not_before is not None and row.not_before > now]
+    at_once = [row for row in rows if row not in later]
+    try:
+        carrier = bus()
+        if at_once:
+            carrier.publish(at_once)
+        for row in later:
+            carrier.publish_later(row)
+    except Exception:  # the one place: whatever keeps the bus from taking a message, the row is safe and goes later
+        log.warning("publish failed, the outbox keeps %d messages for the sweep", len(rows), exc_info=True)
+        return False
+    return True
+
+
+def flush_stale(limit: int = 500) -> int:
+    """Publish what is left in the outbox of all tenants; returns how many messages left. For the sweep.
+
+    Raises TransientError when the bus does not take them: the sweep comes again in a minute.
+    """
+    statement = text(
+        "select tenant_id, event_id, topic, data, attributes, not_before from core.outbox "
+        "where created_at < now() - cast(:grace as interval) order by created_at limit :limit "
+        "for update skip locked"
+    )
+    with operator_session() as session:
+        found = session.execute(statement, {"grace": TASK_GRACE, "limit": limit}).all()
+        rows = [Outgoing(*row) for row in found]
+        if rows and not send(rows):
+            raise TransientError("the bus does not take messages")
+        for row in rows:
+            session.execute(
+                text("delete from core.outbox where tenant_id = :tenant and event_id = :id"),
+                {"tenant": row.tenant_id, "id": row.event_id},
+            )
+    return len(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that nobody could handle, with the reason."""
+
+    origin: str
+    message_id: str
+    data: bytes
+    attributes: dict[str, str]
+    kind: str
+    reason: str
+    message: str
+    attempts: int = 1
+
+
+def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
+    """Keep dead letters for the operators. The same message twice is one letter.
+
+    Tenant, name and trace are what the attributes claim: a hint for people, trusted by nobody.
+    """
+    for letter in letters:
+        session.execute(
+            text(
+                "insert into core.dead_letters (letter_id, origin, message_id, tenant_id, name, class, reason, message, "
+                "attempts, attributes, data, traceparent) "
+                "values (:letter_id, :origin, :message_id, :tenant_id, :name, :class, :reason, :message, "
+                ":attempts, cast(:attributes as jsonb), :data, :traceparent) on conflict do nothing"
+            ),
+            {
+                "letter_id": uuid5(LETTERS, f"{letter.origin}\n{letter.message_id}"),
+                "origin": letter.origin,
+                "message_id": letter.message_id,
+                "tenant_id": _uuid_or_none(letter.attributes.get("tenant_id")),
+                "name": storable(letter.attributes.get("name", ""))[:200] or None,
+                "class": letter.kind,
+                "reason": letter.reason,
+                "message": storable(letter.message),
+                "attempts": letter.attempts,
+                "attributes": json.dumps({storable(k): storable(v) for k, v in letter.attributes.items()}),
+                "data": letter.data,
+                "traceparent": storable(letter.attributes.get("traceparent", ""))[:100] or None,
+            },
+        )
+
+
+def storable(value: str) -> str:
+    """The text without what PostgreSQL or its driver cannot take: NUL and lone surrogates."""
+    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _uuid_or_none(value: str | None) -> UUID | None:
+    try:
+        return UUID(value) if value else None
+    except ValueError:
+        return None

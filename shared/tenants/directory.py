@@ -1,0 +1,145 @@
+"""Reading and writing tenants, members, groups and source bindings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID, uuid4, uuid5
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database import platform_session
+from shared.errors import PermanentError
+
+SOURCES = ("upstream", "web")
+"""The sources of terraform/topology.yaml that every new tenant is bound to."""
+
+SPACES = UUID("0c6c9d0e-3c8b-4a55-8f4e-8a2c1f1f5a01")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who acts: a member of one tenant, as authenticated. Never built from a header or a message."""
+
+    tenant_id: UUID
+    tenant_slug: str
+    tenant_name: str
+    member_id: UUID
+    email: str
+    name: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as operators see it."""
+
+    tenant_id: UUID
+    slug: str
+    name: str
+
+
+def create_tenant(operator: Session, slug: str, name: str, admin_email: str) -> Tenant:
+    """Create a tenant with its first administrator, the default collection and bindings; idempotent by slug.
+
+    `operator` is an operator_session: a tenant cannot create itself.
+    """
+    tenant_id = operator.execute(
+        text(
+            "insert into core.tenants (tenant_id, slug, name) values (:id, :slug, :name) "
+            "on conflict (slug) do update set slug = excluded.slug returning tenant_id"
+        ),
+        {"id": uuid4(), "slug": slug, "name": name},
+    ).scalar_one()
+    for source in SOURCES:
+        bind_source(operator, tenant_id, source)
+    operator.execute(
+        text(
+            "insert into rag.collections (tenant_id, collection_id, name) values (:tenant, :id, 'default') "
+            "on conflict do nothing"
+        ),
+        {"tenant": tenant_id, "id": uuid5(tenant_id, "collection:default")},
+    )
+    add_member(operator, tenant_id, admin_email, name=admin_email.partition("@")[0], role="admin")
+    return Tenant(tenant_id, slug, name)
+
+
+def add_member(session: Session, tenant_id: UUID, email: str, *, name: str, role: str = "member") -> UUID:
+    """Add a member, or change the name and role of an existing one; returns the member id."""
+    row = session.execute(
+        text(
+            "insert into core.members (tenant_id, member_id, email, name, role) "
+            "values (:tenant, :id, :email, :name, :role) on conflict (tenant_id, email) "
+            "do update set name = excluded.name, role = excluded.role returning member_id"
+        ),
+        {"tenant": tenant_id, "id": uuid4(), "email": email.lower(), "name": name, "role": role},
+    )
+    member_id: UUID = row.scalar_one()
+    return member_id
+
+
+def add_to_group(session: Session, tenant_id: UUID, group: str, member_id: UUID) -> None:
+    """Put a member into a group, which is made when it does not exist."""
+    group_id = session.execute(
+        text(
+            "insert into core.groups (tenant_id, group_id, name) values (:tenant, :id, :name) "
+            "on conflict (tenant_id, name) do update set name = excluded.name returning group_id"
+        ),
+        {"tenant": tenant_id, "id": uuid4(), "name": group},
+    ).scalar_one()
+    session.execute(
+        text("insert into core.group_members values (:tenant, :group, :member) on conflict do nothing"),
+        {"tenant": tenant_id, "group": group_id, "member": member_id},
+    )
+
+
+def bind_source(session: Session, tenant_id: UUID, source: str) -> None:
+    """Allow a source to speak for a tenant."""
+    session.execute(
+        text("insert into core.sources (tenant_id, source) values (:tenant, :source) on conflict do nothing"),
+        {"tenant": tenant_id, "source": source},
+    )
+
+
+def require_source(session: Session, tenant_id: UUID, source: str) -> None:
+    """Raise PermanentError `source-not-bound` unless the source may speak for the tenant.
+
+    The answer is the same for an unknown tenant: no message learns which tenants exist.
+    """
+    bound = session.execute(
+        text("select 1 from core.sources where tenant_id = :tenant and source = :source"),
+        {"tenant": tenant_id, "source": source},
+    )
+    if bound.scalar() is None:
+        raise PermanentError(
+            "source-not-bound",
+            "This source may not speak for the tenant of the message.",
+            "Have an operator bind the source to the tenant (`noesis tenants bind`), or correct the tenant id.",
+        )
+
+
+def list_tenants(operator: Session) -> list[Tenant]:
+    """All tenants, by slug. For operators."""
+    rows = operator.execute(text("select tenant_id, slug, name from core.tenants order by slug"))
+    return [Tenant(*row) for row in rows]
+
+
+def find_tenant(operator: Session, reference: str) -> Tenant:
+    """A tenant by slug or id. Raises PermanentError `unknown-tenant`. For operators."""
+    row = operator.execute(
+        text("select tenant_id, slug, name from core.tenants where slug = :ref or cast(tenant_id as text) = :ref"),
+        {"ref": reference},
+    ).first()
+    if row is None:
+        raise PermanentError("unknown-tenant", f"There is no tenant “{reference}”.", "See `noesis tenants list`.")
+    return Tenant(*row)
+
+
+def memberships(email: str) -> list[Principal]:
+    """The tenants an authenticated person belongs to, by slug."""
+    with platform_session() as session:
+        rows = session.execute(
+            text("select tenant_id, slug, tenant_name, member_id, email, name, role from core.memberships(:email)"),
+            {"email": email},
+        )
+        return [Principal(*row) for row in rows]
