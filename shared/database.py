@@ -116,9 +116,24 @@ def tenant_session(tenant_id: UUID) -> Iterator[Session]:
     session = Session(application_engine(), expire_on_commit=False)
     session.info["tenant_id"] = tenant_id
     event.listen(session, "after_begin", _bind_tenant)
-    with session:
+    with _closing(session):
         yield session
         session.commit()
+
+
+@contextmanager
+def _closing(session: Session) -> Iterator[None]:
+    """Close the session, then do what was put into `session.info["after_close"]` (the outbox is flushed there).
+
+    Not in an after_commit hook: the session still holds its connection then, and work that takes a second one from
+    the pool deadlocks as soon as as many requests commit together as the pool has connections.
+    """
+    try:
+        with session:
+            yield
+    finally:
+        for callback in session.info.pop("after_close", ()):
+            callback()
 
 
 def _bind_tenant(session: Session, _transaction: object, connection: Connection) -> None:
@@ -130,7 +145,8 @@ def _bind_tenant(session: Session, _transaction: object, connection: Connection)
 @contextmanager
 def operator_session() -> Iterator[Session]:
     """A session across tenants, under the operator role. Commits at the end, rolls back on an error."""
-    with Session(operator_engine(), expire_on_commit=False) as session:
+    session = Session(operator_engine(), expire_on_commit=False)
+    with _closing(session):
         yield session
         session.commit()
 
@@ -141,7 +157,8 @@ def platform_session() -> Iterator[Session]:
 
     For definer functions that resolve a principal and for the dead-letter archive.
     """
-    with Session(application_engine(), expire_on_commit=False) as session:
+    session = Session(application_engine(), expire_on_commit=False)
+    with _closing(session):
         yield session
         session.commit()
 

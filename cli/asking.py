@@ -1,0 +1,71 @@
+"""`noesis ask`: a question, its answer as it comes, and the proof."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from cli.context import acting_as, chosen_tenant, tenant_option
+from shared.conversations.runs import Run, events_after, read_run
+from shared.conversations.runs import ask as ask_question
+from shared.database import tenant_session
+from shared.tenants.directory import Principal
+
+ENDED = ("answered", "failed", "cancelled")
+
+
+@click.command()
+@click.argument("question")
+@tenant_option
+@click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
+@click.option("--timeout", default=300, help="Longest wait in seconds.")
+def ask(question: str, tenant: str, email: str, timeout: int) -> None:
+    """Ask a question and read a cited answer."""
+    chosen = chosen_tenant(tenant)
+    principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
+    with tenant_session(principal.tenant_id) as session:
+        run_id = ask_question(session, principal, question)
+    console = Console(highlight=False)
+    run = follow(principal, run_id, timeout, console)
+    if run is None or run.state not in ENDED:
+        console.print("[yellow]Still working on it; ask again later or look at the page.[/yellow]")
+        raise click.exceptions.Exit(1)
+    if run.state != "answered":
+        console.print(f"[red]{run.state}[/red] {escape(run.message or '')}")
+        raise click.exceptions.Exit(1)
+    show(run, console)
+
+
+def follow(principal: Principal, run_id: UUID, timeout: float, console: Console) -> Run | None:
+    """Show the steps while the run is worked on; returns it when it ended or the time is over."""
+    deadline = time.monotonic() + timeout
+    seq = 0
+    with console.status("queued") as spinner:
+        while time.monotonic() < deadline:
+            with tenant_session(principal.tenant_id) as session:
+                events = events_after(session, principal, run_id, seq)
+                run = read_run(session, principal, run_id)
+            for event in events:
+                seq = event.seq
+                if event.kind == "step":
+                    spinner.update(str(event.data.get("name", "")))
+            if run is not None and run.state in ENDED:
+                return run
+            time.sleep(0.1)
+    return None
+
+
+def show(run: Run, console: Console) -> None:
+    """Print the answer and where each citation stands."""
+    console.print(f"\n{escape(run.answer or '')}\n")
+    for citation in run.citations:
+        place = [citation.title]
+        if citation.page is not None:
+            place.append(f"page {citation.page}")
+        place += citation.heading_path
+        console.print(f"[bold]\\[{citation.number}][/bold] {escape(' › '.join(place))}")
+        console.print(f"    “{escape(' '.join(citation.quote.split()))}”")

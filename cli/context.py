@@ -1,0 +1,33 @@
+"""What commands share: which tenant is meant, and who acts."""
+
+from __future__ import annotations
+
+import click
+
+from shared.database import operator_session
+from shared.errors import PermanentError
+from shared.tenants.directory import Principal, Tenant, find_tenant, list_tenants, memberships
+
+tenant_option = click.option("--tenant", "-t", default="", help="Slug or id of the tenant; not needed if there is one.")
+
+
+def chosen_tenant(reference: str) -> Tenant:
+    """The tenant named on the command line, or the only one, or `demo`."""
+    with operator_session() as session:
+        if reference:
+            return find_tenant(session, reference)
+        found = list_tenants(session)
+    named = found if len(found) == 1 else [tenant for tenant in found if tenant.slug == "demo"]
+    if not named:
+        raise PermanentError("which-tenant", "There are several tenants.", "Name one with --tenant.")
+    return named[0]
+
+
+def acting_as(tenant: Tenant, email: str) -> Principal:
+    """The member an operator acts as. Raises PermanentError when the address is no member of the tenant."""
+    for principal in memberships(email):
+        if principal.tenant_id == tenant.tenant_id:
+            return principal
+    raise PermanentError(
+        "unknown-member", f"{email} is no member of {tenant.slug}.", "See `noesis tenants members`, or use --as."
+    )

@@ -1,0 +1,116 @@
+"""`noesis submit`: publish documents like any upstream system, with Google's own client."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cli.context import chosen_tenant, tenant_option
+from shared.database import tenant_session
+from shared.documents.intake import document_id_of
+from shared.documents.reading import DocumentRow, outcomes
+from shared.events import INLINE_LIMIT, DocumentSubmitted
+from shared.services import Services, services
+
+SOURCE = "upstream"
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@tenant_option
+@click.option("--collection", default="default", help="Collection the documents go to.")
+@click.option("--wait/--no-wait", default=True, help="Wait until they are searchable or failed.")
+@click.option("--timeout", default=600, help="Longest wait in seconds.")
+def submit(paths: tuple[Path, ...], tenant: str, collection: str, wait: bool, timeout: int) -> None:
+    """Publish files (folders: all files below) to the platform's document topic.
+
+    The path is the document's id and the time of its last change its version, so an unchanged file sent again
+    changes nothing. Files over 256 KiB go to the object store first.
+    """
+    chosen = chosen_tenant(tenant)
+    events = [submission(chosen.tenant_id, path, collection, services()) for path in files_of(paths)]
+    publish_all(events)
+    console = Console(stderr=True)
+    if not wait:
+        console.print(f"{len(events)} documents published.")
+        return
+    versions = {document_id_of(chosen.tenant_id, SOURCE, e.external_id): e.version_number() for e in events}
+    ended = wait_for(chosen.tenant_id, versions, timeout, console)
+    failed = [row for row in ended.values() if row.state == "failed" or (row.reason and row.state == "searchable")]
+    for row in failed:
+        console.print(f"[red]failed[/red] {row.external_id}: {row.message} {row.next_action or ''} ({row.reason})")
+    late = len(versions) - len(ended)
+    console.print(
+        f"{len(ended) - len(failed)} searchable, {len(failed)} failed" + (f", {late} not yet" if late else "")
+    )
+    if failed or late:
+        raise click.exceptions.Exit(1)
+
+
+def files_of(paths: Iterable[Path]) -> list[Path]:
+    """The files meant by paths: themselves, or everything below a folder that is not hidden."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.is_file())
+            found += sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        else:
+            found.append(path)
+    return found
+
+
+def submission(tenant_id: UUID, path: Path, collection: str, services: Services) -> DocumentSubmitted:
+    """The event for a file: inline when small, through the object store when not."""
+    data = path.read_bytes()
+    inline = len(data) <= INLINE_LIMIT
+    return DocumentSubmitted(
+        tenant_id=tenant_id,
+        external_id=str(path.absolute())[-512:],
+        source_version=path.stat().st_mtime_ns // 1000,
+        file_name=path.name,
+        collection=collection,
+        content=base64.b64encode(data).decode() if inline else None,
+        uri=None if inline else services.storage.put(tenant_id, data),
+    )
+
+
+def publish_all(events: Iterable[DocumentSubmitted]) -> None:
+    """Publish with google-cloud-pubsub and wait for every confirmation."""
+    from google.cloud import pubsub_v1  # late: heavy, and only this command needs it
+
+    settings = services().settings
+    if settings.pubsub_emulator_host:
+        os.environ["PUBSUB_EMULATOR_HOST"] = settings.pubsub_emulator_host
+    publisher = pubsub_v1.PublisherClient()
+    topic = publisher.topic_path(settings.google_cloud_project, f"documents-{SOURCE}")
+    futures = [publisher.publish(topic, event.data(), **event.attributes()) for event in events]
+    for future in futures:
+        future.result(timeout=60)
+
+
+def wait_for(tenant_id: UUID, versions: dict[UUID, int], timeout: float, console: Console) -> dict[UUID, DocumentRow]:
+    """Poll until every document ended in `searchable`, `failed` or `deleted`; returns those that did."""
+    deadline = time.monotonic() + timeout
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    ended: dict[UUID, DocumentRow] = {}
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("searchable", total=len(versions))
+        while len(ended) < len(versions) and time.monotonic() < deadline:
+            open_ = {k: v for k, v in versions.items() if k not in ended}
+            with tenant_session(tenant_id) as session:
+                found = outcomes(session, tenant_id, open_)
+            for document_id, row in found.items():
+                if row.state in ("failed", "deleted") or (row.state == "searchable" and row.pending == 0):
+                    ended[document_id] = row
+            progress.update(task, completed=len(ended))
+            if len(ended) < len(versions):
+                time.sleep(0.2)
+    return ended

@@ -1,0 +1,91 @@
+"""`noesis tenants`: list, create, members, bind."""
+
+from __future__ import annotations
+
+import re
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+from cli.context import chosen_tenant, tenant_option
+from shared.database import operator_session
+from shared.retrieval.spaces import activate_first, ensure_space
+from shared.settings import get_settings
+from shared.tenants.directory import add_member, add_to_group, bind_source, create_tenant, list_tenants
+
+
+@click.group()
+def tenants() -> None:
+    """Tenants, their members and the sources that may speak for them."""
+
+
+@tenants.command("list")
+def list_() -> None:
+    """All tenants."""
+    with operator_session() as session:
+        found = list_tenants(session)
+    table = Table("slug", "id", "name", box=None)
+    for tenant in found:
+        table.add_row(tenant.slug, str(tenant.tenant_id), tenant.name)
+    Console().print(table)
+
+
+@tenants.command()
+@click.argument("slug")
+@click.option("--name", default="", help="Name for people; default: the slug.")
+@click.option("--admin", default="", help="E-mail of the first administrator; default admin@SLUG.example.")
+def create(slug: str, name: str, admin: str) -> None:
+    """Make a tenant with its administrator, bound to the standard sources; prints its id."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", slug):
+        raise click.BadParameter("a slug is lower-case letters, digits and hyphens, at most 63")
+    settings = get_settings()
+    with operator_session() as session:
+        tenant = create_tenant(session, slug, name or slug, admin or f"admin@{slug}.example")
+        space = ensure_space(session, settings.embeddings_model, settings.embeddings_dim)
+        activate_first(session, tenant.tenant_id, space)
+    click.echo(str(tenant.tenant_id))
+
+
+@tenants.command()
+@tenant_option
+def members(tenant: str) -> None:
+    """The members of a tenant."""
+    chosen = chosen_tenant(tenant)
+    table = Table("e-mail", "name", "role", box=None)
+    with operator_session() as session:
+        rows = session.execute(
+            text("select email, name, role from core.members where tenant_id = :t order by email"),
+            {"t": chosen.tenant_id},
+        )
+        for row in rows:
+            table.add_row(*row)
+    Console().print(table)
+
+
+@tenants.command("add-member")
+@click.argument("email")
+@tenant_option
+@click.option("--name", default="")
+@click.option("--role", type=click.Choice(["member", "curator", "admin", "operator"]), default="member")
+@click.option("--group", "groups", multiple=True, help="Put the member into this group; may be repeated.")
+def add_member_(email: str, tenant: str, name: str, role: str, groups: tuple[str, ...]) -> None:
+    """Add a member to a tenant, or change an existing one."""
+    chosen = chosen_tenant(tenant)
+    with operator_session() as session:
+        member_id = add_member(session, chosen.tenant_id, email, name=name or email.partition("@")[0], role=role)
+        for group in groups:
+            add_to_group(session, chosen.tenant_id, group, member_id)
+    click.echo(str(member_id))
+
+
+@tenants.command()
+@click.argument("source")
+@tenant_option
+def bind(source: str, tenant: str) -> None:
+    """Allow a source to speak for a tenant."""
+    chosen = chosen_tenant(tenant)
+    with operator_session() as session:
+        bind_source(session, chosen.tenant_id, source)
+    click.echo(f"{source} may speak for {chosen.slug}.")

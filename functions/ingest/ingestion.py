@@ -1,0 +1,125 @@
+"""A submitted document becomes chunks: receive, read, parse, chunk, store. Its failure is recorded on it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from uuid import UUID
+
+from functions.ingest.chunking import Chunk, chunk_document
+from functions.ingest.parsing.document import ParsedDocument
+from functions.ingest.parsing.sandbox import parse_in_child
+from shared.database import tenant_session
+from shared.documents.completion import finish_version
+from shared.documents.intake import (
+    Batch,
+    Content,
+    NewChunk,
+    Reception,
+    fail_version,
+    receive,
+    skip_unchanged,
+    store,
+    withdraw,
+)
+from shared.documents.vectors import text_hash
+from shared.errors import PermanentError
+from shared.events import DocumentSubmitted, DocumentWithdrawn
+from shared.services import Services
+from shared.storage import too_large
+from shared.tenants.directory import require_source
+
+log = logging.getLogger(__name__)
+
+
+def ingest_document(event: DocumentSubmitted, source: str, services: Services) -> None:
+    """Bring a submitted version to `ingested` and command its embeddings.
+
+    Raises PermanentError `source-not-bound` (nothing can be recorded for a tenant the source may not speak for) and
+    Superseded; whatever is wrong with the document itself ends as its state `failed`, and the message is done.
+    """
+    with tenant_session(event.tenant_id) as session:
+        require_source(session, event.tenant_id, source)
+        reception = receive(session, event, source)
+        if reception.stored:
+            finish_version(session, event.tenant_id, reception.version_id)
+            return
+    try:
+        content = read_content(event, reception, services)
+    except PermanentError as error:
+        log.warning("document failed: %s", error.reason, extra={"document_id": reception.document_id})
+        with tenant_session(event.tenant_id) as session:
+            fail_version(session, event.tenant_id, reception.version_id, error)
+        return
+    if content is None:
+        return
+    settings = services.settings
+    with tenant_session(event.tenant_id) as session:
+        store(session, reception, content, event.traceparent, Batch(settings.batch_size, settings.batch_tokens))
+    log.info("ingested", extra={"document_id": reception.document_id, "chunks": len(content.chunks)})
+
+
+def read_content(event: DocumentSubmitted, reception: Reception, services: Services) -> Content | None:
+    """Bytes, text and chunks of the version; None when the document answers with the same content already."""
+    settings = services.settings
+    if event.uri is not None:
+        uri = event.uri
+        data = services.storage.get(event.tenant_id, uri, settings.document_max_bytes)
+    else:
+        data = event.content_bytes()
+        if len(data) > settings.document_max_bytes:
+            raise too_large(settings.document_max_bytes)
+        uri = services.storage.put(event.tenant_id, data)
+    content_hash = content_hash_of(event.tenant_id, reception.source, data)
+    with tenant_session(event.tenant_id) as session:
+        if skip_unchanged(session, reception, content_hash, event.traceparent):
+            return None
+    parsed = parse_in_child(
+        data,
+        name=event.file_name or event.external_id,
+        media_type=event.media_type or None,
+        seconds=settings.parse_seconds,
+        memory_mb=settings.parse_memory_mb,
+    )
+    chunks = chunk_document(parsed, size=settings.chunk_size, overlap=settings.chunk_overlap)
+    return _content(parsed, chunks, content_hash, uri, len(data), event.title)
+
+
+def _content(
+    parsed: ParsedDocument, chunks: list[Chunk], content_hash: str, uri: str, size: int, title: str
+) -> Content:
+    return Content(
+        content_hash=content_hash,
+        blob_uri=uri,
+        size=size,
+        media_type=parsed.media_type,
+        language=parsed.language or "simple",
+        title=title or parsed.title or "",
+        chunks=[
+            NewChunk(
+                text=chunk.text,
+                text_hash=text_hash(chunk.heading_path, chunk.text),
+                start=chunk.start,
+                end=chunk.end,
+                tokens=chunk.tokens,
+                language=chunk.language,
+                heading_path=tuple(chunk.heading_path),
+                position=dict(chunk.position),
+            )
+            for chunk in chunks
+        ],
+    )
+
+
+def content_hash_of(tenant_id: UUID, source: str, data: bytes) -> str:
+    """Identity of content: SHA-256 over tenant, source and bytes (REQUIREMENTS section 4), hexadecimal."""
+    digest = hashlib.sha256(f"{tenant_id}\n{source}\n".encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def withdraw_document(event: DocumentWithdrawn, source: str) -> None:
+    """Take a withdrawn document out of every answer. Raises PermanentError `source-not-bound`, Superseded."""
+    with tenant_session(event.tenant_id) as session:
+        require_source(session, event.tenant_id, source)
+        withdraw(session, event, source)

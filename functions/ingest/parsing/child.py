@@ -1,0 +1,94 @@
+"""The process that reads one document after another for `sandbox`: `python -m functions.ingest.parsing.child FD`.
+
+It answers over the socket it was given. Whatever happens to it, its own limits end it: memory and processor time by
+the kernel, wall time by an alarm whose default action is to die, and the end of its parent by the end of the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import socket
+import struct
+import sys
+
+from shared.errors import PermanentError
+
+# Both directions: length of a JSON head, length of a body, then both.
+FRAME = struct.Struct(">IQ")
+_GRACE = 5
+"""Seconds after the parent's own limit: only needed when the parent is gone."""
+
+
+def receive(connection: socket.socket, length: int) -> bytearray:
+    """Exactly `length` bytes; EOFError when the other side is gone."""
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = connection.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return data
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer requests until the parent closes the socket."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    _warm_up()
+    while True:
+        try:
+            head_length, length = FRAME.unpack(receive(connection, FRAME.size))
+        except EOFError:
+            return
+        head = json.loads(receive(connection, head_length))
+        data = receive(connection, length)
+        _limit(head["seconds"], head["memory"])
+        try:
+            answer, body = _answer(bytes(data), head["name"], head["media_type"])
+        except MemoryError:
+            # What led here is freed by now; a process that ran out once is not used again.
+            answer, body = {"reason": "parse-memory", "done": True}, b""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(connection, answer, body)
+
+
+def _answer(data: bytes, name: str, media_type: str | None) -> tuple[dict[str, object], bytes]:
+    from functions.ingest.parsing import parse, wire
+
+    try:
+        return {}, wire.encode(parse(data, name=name, media_type=media_type))
+    except PermanentError as error:
+        return {"reason": error.reason, "message": error.message, "next_action": error.next_action}, b""
+    except RecursionError:
+        return {"reason": "too-deep"}, b""
+
+
+def _send(connection: socket.socket, answer: dict[str, object], body: bytes) -> None:
+    head = json.dumps(answer).encode()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(FRAME.pack(len(head), len(body)) + head)
+        connection.sendall(body)
+
+
+def _limit(seconds: float, memory: int) -> None:
+    """Memory for the process, processor and wall time for the next document."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = int(used.ru_utime + used.ru_stime + seconds) + _GRACE
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE)
+
+
+def _warm_up() -> None:
+    """Load what most documents need before the first one waits for it."""
+    import functions.ingest.parsing.html
+    import functions.ingest.parsing.markdown
+    import functions.ingest.parsing.pdf  # noqa: F401
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,187 @@
+"""PDF by pdfium: the text layer page by page, with a box for every printed line."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+
+import pypdfium2 as pdfium
+import pypdfium2.raw as raw
+
+from functions.ingest.parsing.assembly import Assembly, clean
+from functions.ingest.parsing.document import Page, ParsedDocument
+from functions.ingest.parsing.layout import Line, Titles, heading_sizes, paragraphs
+from functions.ingest.parsing.reasons import failure
+from functions.ingest.parsing.sniffing import PDF
+
+MAX_PAGES = 5_000
+_MAX_OUTLINE = 10_000
+# pdfium ends lines with CR LF and marks a word that it found divided at a line's end with U+FFFE in place of hyphen and CR LF.
+_HYPHEN = "\ufffe"
+_TO_CLEAN = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\xa0\xad\u200b\u2028\u2029\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\uffff]")
+_NO_TITLES = Titles()
+_PDFIUM = threading.Lock()
+"""pdfium is not safe to use from two threads, not even with two documents (fpdfview.h)."""
+
+
+def parse_pdf(data: bytes) -> ParsedDocument:
+    """The document; "encrypted", "corrupt", "too-many-pages", or "no-text" when there is none to be had."""
+    with _PDFIUM:
+        document = _open(data)
+        try:
+            return _parse(document)
+        finally:
+            document.close()
+
+
+def _open(data: bytes) -> pdfium.PdfDocument:
+    try:
+        document = pdfium.PdfDocument(data)
+    except pdfium.PdfiumError as error:
+        if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
+            raise failure("encrypted") from error
+        raise failure("corrupt", "PDF") from error
+    if not 0 < len(document) <= MAX_PAGES:
+        count = len(document)
+        document.close()
+        raise failure("too-many-pages", f"{MAX_PAGES:,}") if count > 0 else failure("corrupt", "PDF")
+    return document
+
+
+def _parse(document: pdfium.PdfDocument) -> ParsedDocument:
+    assembly = Assembly()
+    sheets = _sheets(document, assembly)
+    outline = _outline(document)
+    sizes = {} if outline else heading_sizes(lines for _, lines in sheets)
+    pages = []
+    for page, lines in sheets:
+        start = assembly.next_start
+        titles = Titles(outline[page.number]) if page.number in outline else _NO_TITLES
+        for kind, level, text, boxes in paragraphs(lines, page.number, titles, sizes):
+            assembly.add_located(kind, text, boxes, level=level, page=page.number)
+        end = assembly.position
+        pages.append(Page(page.number, min(start, end), end, page.width, page.height, page.label))
+    if not assembly.position:
+        raise failure("no-text")
+    metadata = _metadata(document)
+    return assembly.finish(PDF, title=metadata.get("title"), pages=pages, metadata=metadata)
+
+
+def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page, list[Line]]]:
+    """Every readable page with its lines; what cannot be read, or was only scanned, is noted.
+
+    Pages are opened by the bare functions of pdfium: the comfort of pypdfium2's objects costs a tenth of the time.
+    """
+    sheets = []
+    labelled = bool(document.get_page_label(0))
+    for index in range(len(document)):
+        page = raw.FPDF_LoadPage(document.raw, index)
+        if not page:
+            assembly.warn("pages-unreadable")
+            continue
+        try:
+            lines = _lines(page)
+            width, height = raw.FPDF_GetPageWidthF(page), raw.FPDF_GetPageHeightF(page)
+            if not lines and _has_image(page):
+                assembly.warn("pages-without-text")
+        finally:
+            raw.FPDF_ClosePage(page)
+        label = _label(document, index) if labelled else None
+        sheets.append((Page(index + 1, 0, 0, round(width, 1), round(height, 1), label), lines))
+    if not sheets:
+        raise failure("corrupt", "PDF")
+    return sheets
+
+
+def _lines(page: raw.FPDF_PAGE) -> list[Line]:
+    """The printed lines of a page in the order of its content.
+
+    A line's box goes from its first letter to its last: two calls a line; asking for every letter would halve the speed.
+    """
+    handle = raw.FPDFText_LoadPage(page)
+    if not handle:
+        return []
+    try:
+        text, exact = _text(handle)
+        untidy = bool(_TO_CLEAN.search(text)) or not unicodedata.is_normalized("NFC", text)
+        box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
+        lines: list[Line] = []
+        for first, printed, hyphen in _printed(text):
+            content = (clean(printed) if untidy else printed).strip()
+            if not content:
+                continue
+            last = first + len(printed) - 1
+            if not exact:
+                first, last = (max(0, raw.FPDFText_GetCharIndexFromTextIndex(handle, at)) for at in (first, last))
+            box_of(handle, first, box)
+            x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
+            box_of(handle, last, box)
+            left, bottom, right, top = box.left, box.bottom, box.right, box.top
+            lines.append(  # compared in place: calls to min() and max() would cost a tenth of the time
+                (
+                    content,
+                    x0 if x0 < left else left,
+                    y0 if y0 < bottom else bottom,
+                    x1 if x1 > right else right,
+                    y1 if y1 > top else top,
+                    hyphen,
+                )
+            )
+        return lines
+    finally:
+        raw.FPDFText_ClosePage(handle)
+
+
+def _printed(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Start and text of the printed lines, and whether pdfium found that a word goes on in the next one."""
+    at = 0
+    for line in text.split("\r\n"):
+        *divided, end = line.split(_HYPHEN) if _HYPHEN in line else (line,)
+        for part in divided:
+            yield at, part, True
+            at += len(part) + 1
+        yield at, end, False
+        at += len(end) + 2
+
+
+def _text(handle: raw.FPDF_TEXTPAGE) -> tuple[str, bool]:
+    """The text of a page, and whether its positions are those of pdfium's characters (nearly always)."""
+    count = raw.FPDFText_CountChars(handle)
+    if count <= 0:
+        return "", True
+    buffer = (ctypes.c_ushort * (2 * count + 2))()
+    written = raw.FPDFText_GetText(handle, 0, count, buffer)
+    text = bytes(memoryview(buffer)[: max(0, written - 1)]).decode("utf-16-le", "surrogatepass")
+    return text, len(text) == count
+
+
+def _has_image(page: raw.FPDF_PAGE) -> bool:
+    count = min(raw.FPDFPage_CountObjects(page), 200)
+    kinds = {raw.FPDFPageObj_GetType(raw.FPDFPage_GetObject(page, index)) for index in range(count)}
+    return not kinds.isdisjoint((raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM))
+
+
+def _label(document: pdfium.PdfDocument, index: int) -> str | None:
+    """The printed page number where it differs from the count ("iv", "A-3")."""
+    label = clean(document.get_page_label(index)).strip()[:40]
+    return label if label and label != str(index + 1) else None
+
+
+def _outline(document: pdfium.PdfDocument) -> dict[int, list[tuple[int, str]]]:
+    """Level and title of the outline's entries by the page they point to."""
+    entries: dict[int, list[tuple[int, str]]] = {}
+    for bookmark in islice(document.get_toc(max_depth=8), _MAX_OUTLINE):
+        target = bookmark.get_dest()
+        index = target.get_index() if target else None
+        if index is not None:
+            entries.setdefault(index + 1, []).append((bookmark.level + 1, bookmark.get_title()))
+    return entries
+
+
+def _metadata(document: pdfium.PdfDocument) -> dict[str, str]:
+    """Title, author, subject, keywords and dates of the document's information dictionary."""
+    return {key.lower(): value for key, value in document.get_metadata_dict(skip_empty=True).items()}
