@@ -6,6 +6,7 @@ import logging
 from typing import Any
 from uuid import UUID
 
+from functions.agent.citations import page_at
 from functions.agent.state import RunState
 from shared.conversations.runs import Answer, Citation, Lease, fail, finish, hold, release, take_lease
 from shared.database import tenant_session
@@ -77,7 +78,7 @@ def _answer(state: RunState) -> Answer:
                 chunk_id=UUID(passage["chunk_id"]),
                 title=passage["title"],
                 heading_path=tuple(passage["heading_path"]),
-                page=passage["page"],
+                page=page_at(passage["page_starts"], citation["start"]),
                 quote=citation["quote"],
                 quote_start=citation["start"],
                 quote_end=citation["end"],

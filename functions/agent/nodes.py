@@ -73,7 +73,6 @@ class Nodes:
 
 
 def _passage_state(number: int, passage: Passage) -> PassageState:
-    page = passage.position.get("page")
     return {
         "number": number,
         "chunk_id": str(passage.chunk_id),
@@ -82,6 +81,6 @@ def _passage_state(number: int, passage: Passage) -> PassageState:
         "title": passage.title,
         "text": passage.text,
         "heading_path": list(passage.heading_path),
-        "page": page if isinstance(page, int) else None,
+        "page_starts": passage.position.get("page_starts") or [],
         "similarity": round(passage.similarity, 4),
     }

@@ -7,7 +7,7 @@ last message is a contract with the embedded extractive answerer (litellm_servic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from functions.agent.state import PassageState
 
@@ -27,9 +27,8 @@ def answer_messages(question: str, passages: Sequence[PassageState]) -> list[dic
     """The chat messages for a question with its passages."""
     parts = ["<passages>"]
     for passage in passages:
-        title = " › ".join([passage["title"], *passage["heading_path"]])
-        parts.append(
-            f'<passage n="{passage["number"]}" title={quoteattr(title)}>\n{escape(passage["text"])}\n</passage>'
-        )
+        # Always in double quotation marks: the answerer reads no others (quoteattr would choose).
+        title = escape(" › ".join([passage["title"], *passage["heading_path"]]), {'"': "&quot;"})
+        parts.append(f'<passage n="{passage["number"]}" title="{title}">\n{escape(passage["text"])}\n</passage>')
     parts += ["</passages>", f"<question>{escape(question)}</question>"]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n".join(parts)}]

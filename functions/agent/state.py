@@ -18,7 +18,8 @@ class PassageState(TypedDict):
     title: str
     text: str
     heading_path: list[str]
-    page: int | None
+    page_starts: list[list[int]]
+    """[page, offset in the text where it begins], in order; empty when the document has no pages."""
     similarity: float
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from typing import Any
 from uuid import UUID
 
 from functions.ingest.chunking import Chunk, chunk_document
-from functions.ingest.parsing.document import ParsedDocument
+from functions.ingest.parsing.document import Page, ParsedDocument
 from functions.ingest.parsing.sandbox import parse_in_child
 from shared.database import tenant_session
 from shared.documents.completion import finish_version
@@ -104,11 +105,21 @@ def _content(
                 tokens=chunk.tokens,
                 language=chunk.language,
                 heading_path=tuple(chunk.heading_path),
-                position=dict(chunk.position),
+                position=_position(parsed, chunk),
             )
             for chunk in chunks
         ],
     )
+
+
+def _position(parsed: ParsedDocument, chunk: Chunk) -> dict[str, Any]:
+    """Where the chunk stands, and at which of its characters each page or slide begins: a quotation has one page."""
+    starts = [[page.number, max(0, page.start - chunk.start)] for page in parsed.pages if _overlap(page, chunk)]
+    return dict(chunk.position) | ({"page_starts": starts} if starts else {})
+
+
+def _overlap(page: Page, chunk: Chunk) -> bool:
+    return page.start < chunk.end and page.end > chunk.start
 
 
 def content_hash_of(tenant_id: UUID, source: str, data: bytes) -> str:

@@ -27,7 +27,7 @@ HOLIDAY = "Alle Beschäftigten haben Anspruch auf 30 Arbeitstage Urlaub. Der Ant
 def index(tenant: Principal, external_id: str, *texts: str, access: Access = Access()) -> UUID:  # noqa: B008 # frozen
     """Make a searchable document of these chunks, the way ingest and embed do; returns its id."""
     event = DocumentSubmitted(tenant_id=tenant.tenant_id, external_id=external_id, content="", access=access)
-    chunks = [NewChunk(t, text_hash((), t), 0, len(t), len(t.split()), "de", (), {"page": 3}) for t in texts]
+    chunks = [NewChunk(t, text_hash((), t), 0, len(t), len(t.split()), "de", (), {"page_starts": [[3, 0]]}) for t in texts]
     with tenant_session(tenant.tenant_id) as session:
         reception = receive(session, event, "upstream")
     with tenant_session(tenant.tenant_id) as session:
@@ -264,3 +264,13 @@ def test_the_same_idempotency_key_is_the_same_run(tenant: Principal, bus: FakeBu
         second = ask(session, tenant, "Was?", idempotency_key="k")
     assert first == second
     assert bus.names() == ["answer-question"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "offset", "page"), [([], 5, None), ([[3, 0]], 0, 3), ([[3, 0], [4, 10]], 9, 3), ([[3, 0], [4, 10]], 10, 4)]
+)
+def test_a_quotation_stands_on_one_page(starts: list[list[int]], offset: int, page: int | None) -> None:
+    """A chunk may span pages; its citation names the one the quoted words begin on."""
+    from functions.agent.citations import page_at
+
+    assert page_at(starts, offset) == page
