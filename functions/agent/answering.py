@@ -10,35 +10,51 @@ from functions.agent.citations import page_at
 from functions.agent.state import RunState
 from shared.conversations.runs import Answer, Citation, Lease, fail, finish, hold, release, take_lease
 from shared.database import tenant_session
-from shared.errors import PermanentError, Postponed, TransientError
+from shared.errors import PermanentError
 from shared.events import AnswerQuestion
 from shared.services import Services
 
 log = logging.getLogger(__name__)
 
+MOST_CRASHES = 5
+"""A run that took this many workers with it is not given to another; the same number as deliveries of a message."""
+
 
 def answer_question(command: AnswerQuestion, services: Services) -> None:
     """Bring a run to `answered` or `failed`.
 
-    Raises Superseded when the run has ended or another process works on it; Postponed and TransientError after giving
-    the lease back, so that the redelivery resumes at the last finished step.
+    Raises Superseded when the run has ended or another process works on it. Anything else that stops the work goes up
+    after the lease was given back; the redelivery resumes at the last finished step.
     """
     with tenant_session(command.tenant_id) as session:
         lease = take_lease(session, command.tenant_id, command.run_id)
     try:
-        answer, seq = run_graph(lease, services)
+        answer, seq = _work(lease, services)
     except PermanentError as error:
         log.warning("run failed: %s", error.reason, extra={"run_id": command.run_id})
         with tenant_session(command.tenant_id) as session:
             fail(session, command.tenant_id, command.run_id, error)
         return
-    except (Postponed, TransientError):
-        with tenant_session(command.tenant_id) as session:
-            release(session, lease)
-        raise
     with tenant_session(command.tenant_id) as session:
         finish(session, lease, answer, seq)
     log.info("answered", extra={"run_id": command.run_id, "no_evidence": answer.no_evidence})
+
+
+def _work(lease: Lease, services: Services) -> tuple[Answer, int]:
+    """Run the graph; whatever stops it, the lease is given back, so that the next delivery need not wait."""
+    if lease.crashes > MOST_CRASHES:
+        raise PermanentError(
+            "run-crashes", "This question stopped its worker again and again.", "Ask it in another way."
+        )
+    finished = False
+    try:
+        found = run_graph(lease, services)
+        finished = True
+    finally:
+        if not finished:
+            with tenant_session(lease.tenant_id) as session:
+                release(session, lease)
+    return found
 
 
 def run_graph(lease: Lease, services: Services) -> tuple[Answer, int]:

@@ -118,6 +118,7 @@ create table core.runs (
     state text not null constraint runs_state_check
         check (state in ('queued', 'running', 'waiting', 'answered', 'failed', 'cancelled')),
     epoch integer not null default 0,
+    crashes integer not null default 0,
     lease_until timestamptz,
     answer text,
     no_evidence boolean,

@@ -39,6 +39,8 @@ class Lease:
     question: str
     traceparent: str
     epoch: int
+    crashes: int
+    """How often a worker died with the run in its hands: its lease ran out instead of being given back."""
     next_seq: int
 
 
@@ -169,10 +171,11 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     """Take the run for this process. Raises Superseded when it ended, is cancelled, or somebody holds it."""
     row = session.execute(
         text(
-            "update core.runs set state = 'running', epoch = epoch + 1, lease_until = now() + :lease "
+            "update core.runs set state = 'running', epoch = epoch + 1, lease_until = now() + :lease, "
+            "crashes = crashes + case when lease_until is null then 0 else 1 end "
             "where tenant_id = :tenant and run_id = :run and state in ('queued', 'running') "
             "and (lease_until is null or lease_until < now()) "
-            "returning conversation_id, member_id, question, traceparent, epoch"
+            "returning conversation_id, member_id, question, traceparent, epoch, crashes"
         ),
         {"tenant": tenant_id, "run": run_id, "lease": LEASE},
     ).first()
@@ -183,7 +186,15 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
         {"tenant": tenant_id, "run": run_id},
     ).scalar_one()
     return Lease(
-        tenant_id, run_id, row.conversation_id, row.member_id, row.question, row.traceparent, row.epoch, last + 1
+        tenant_id,
+        run_id,
+        row.conversation_id,
+        row.member_id,
+        row.question,
+        row.traceparent,
+        row.epoch,
+        row.crashes,
+        last + 1,
     )
 
 
@@ -279,7 +290,8 @@ def _announce(
     publish(
         session,
         AnswerReady(
-            event_id=uuid5(run_id, "ready"),
+            # A run that failed may be resumed and answered: those are two events.
+            event_id=uuid5(run_id, f"ready:{state}"),
             tenant_id=tenant_id,
             traceparent=traceparent,
             run_id=run_id,

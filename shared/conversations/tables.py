@@ -51,6 +51,7 @@ runs = Table(
     Column("question", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("crashes", Integer, nullable=False, server_default="0"),
     Column("lease_until", DateTime(timezone=True)),
     Column("answer", Text),
     Column("no_evidence", Boolean),

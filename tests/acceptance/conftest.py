@@ -77,10 +77,10 @@ class Platform:
 
     def advance(self, seconds: int) -> None:
         """Move the clock of the bus: retries, deadlines, tasks and schedules that are due fire now."""
-        request = Request(  # noqa: S310 # our own loopback address
+        request = Request(  # our own loopback address
             f"http://127.0.0.1:{self.environment['BUS_HTTP_PORT']}/_clock/advance?seconds={seconds}", method="POST"
         )
-        urlopen(request, timeout=5).close()  # noqa: S310
+        urlopen(request, timeout=5).close()
 
     def rows(self, sql: str, **values: object) -> list[Any]:
         """Look into the database as an operator."""
@@ -88,7 +88,9 @@ class Platform:
             return list(connection.execute(text(sql), values).all())
 
 
-def eventually(condition: Callable[[], object], timeout: float, what: str, nudge: Callable[[], None] | None = None) -> None:
+def eventually(
+    condition: Callable[[], object], timeout: float, what: str, nudge: Callable[[], None] | None = None
+) -> None:
     """Wait for a condition; `nudge` is called every two seconds meanwhile (it moves a clock, say)."""
     deadline = time.monotonic() + timeout
     nudged = time.monotonic()
@@ -141,11 +143,23 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         "FUNCTIONS_PORT": str(_free_row(4)),
         **dict(zip(PORTS, map(str, _free_ports(len(PORTS))), strict=True)),
     }
-    for name in ("DATABASE_URL", "OPERATOR_DATABASE_URL", "MIGRATION_DATABASE_URL", "EMBEDDINGS_MODEL", "EMBEDDINGS_DIM"):
+    for name in (
+        "DATABASE_URL",
+        "OPERATOR_DATABASE_URL",
+        "MIGRATION_DATABASE_URL",
+        "EMBEDDINGS_MODEL",
+        "EMBEDDINGS_DIM",
+    ):
         environment.pop(name, None)
     command = [sys.executable, "-c", "from cli.main import main; main()"]
     started = subprocess.run(
-        [*command, "up", "--detach"], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False
+        [*command, "up", "--detach"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
     )
     assert started.returncode == 0, started.stdout + started.stderr
     lines = (home / "platform.env").read_text().splitlines()

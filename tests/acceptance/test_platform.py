@@ -1,4 +1,4 @@
-"""The main job with real processes: documents published with Google's client become cited answers, whatever is killed."""
+"""The main job with real processes: published documents become cited answers, whatever is killed."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_new_version_replaces_the_old_and_withdrawal_hides_it(
 ) -> None:
     """Version 2 answers instead of 1; a late version 1 changes nothing; after withdrawal nothing answers."""
     nord = tenants[0]
-    publish(platform, publisher, document(nord, "frist.md", "# Frist\n\nDie Probezeit dauert drei Monate.".encode()))
+    publish(platform, publisher, document(nord, "frist.md", b"# Frist\n\nDie Probezeit dauert drei Monate."))
     eventually(lambda: state(platform, nord, "frist.md")[0] == "searchable", 60, "version 1")
     publish(platform, publisher, document(nord, "frist.md", "# Frist\n\nDie Probezeit dauert fünf Monate.".encode(), 2))
 
@@ -215,12 +215,16 @@ def test_a_bad_document_fails_with_a_reason_and_the_others_go_on(
 def bad_messages(tenant: UUID) -> dict[str, tuple[bytes, dict[str, str], str]]:
     """Messages that no handler can take, with the reason they end with."""
     good = json.loads(document(tenant, "x", b"y").data())
+
+    def without(field: str) -> dict[str, Any]:
+        return {name: value for name, value in good.items() if name != field}
+
     return {
         "not JSON": (b"\xff\xfe{", {}, "malformed-message"),
         "no data": (b"", {"name": "document-submitted"}, "malformed-message"),
         "unknown name": (json.dumps(good | {"name": "nonsense"}).encode(), {}, "unknown-message"),
         "unknown version": (json.dumps(good | {"version": 99}).encode(), {}, "unknown-message"),
-        "no tenant": (json.dumps({k: v for k, v in good.items() if k != "tenant_id"}).encode(), {}, "malformed-message"),
+        "no tenant": (json.dumps(without("tenant_id")).encode(), {}, "malformed-message"),
         "unknown tenant": (json.dumps(good | {"tenant_id": str(uuid4())}).encode(), {}, "source-not-bound"),
         "forged attribute": (json.dumps(good).encode(), {"tenant_id": str(uuid4())}, "tenant-mismatch"),
         "NUL": (json.dumps(good | {"external_id": "a\x00b"}).encode(), {}, "malformed-message"),
@@ -228,7 +232,7 @@ def bad_messages(tenant: UUID) -> dict[str, tuple[bytes, dict[str, str], str]]:
         "oversize": (json.dumps(good | {"content": "QUFB" * 100_000}).encode(), {}, "malformed-message"),
         "wrong topic": (json.dumps({"name": "run-job", "version": 1, "job": "sweep", "slot": "2026-01-01T00:00:00Z"})
                         .encode(), {}, "wrong-topic"),
-        "foreign uri": (json.dumps({k: v for k, v in good.items() if k != "content"} | {"uri": "file:///etc/passwd"})
+        "foreign uri": (json.dumps(without("content") | {"uri": "file:///etc/passwd"})
                         .encode(), {}, ""),
     }  # fmt: skip
 
@@ -239,8 +243,7 @@ def test_a_bad_message_ends_as_a_dead_letter_with_its_reason(
     """Nothing loops, nothing is lost: each is archived once with a reason; a foreign URI fails its document."""
     ids = {}
     for name, (data, attributes, reason) in bad_messages(tenants[0]).items():
-        attributes = attributes or {"test": name}
-        ids[name] = (send(platform, publisher, data, **attributes), reason)
+        ids[name] = (send(platform, publisher, data, **(attributes or {"test": name})), reason)
 
     def archived() -> dict[str, str]:
         return {row.message_id: row.reason for row in platform.rows("select message_id, reason from core.dead_letters")}
@@ -256,13 +259,19 @@ def test_a_push_without_a_true_token_is_refused(platform: Platform, tenants: tup
     """401 without or with a garbage token, at every function; nothing is stored."""
     event = document(tenants[0], "unsigned.md", b"# Not signed")
     body = json.dumps(
-        {"message": {"data": base64.b64encode(event.data()).decode(), "attributes": event.attributes(), "messageId": "1"}}
+        {
+            "message": {
+                "data": base64.b64encode(event.data()).decode(),
+                "attributes": event.attributes(),
+                "messageId": "1",
+            }
+        }
     ).encode()
     for service, token in itertools.product(("ingest", "embed", "agent", "maintenance"), ("", "Bearer x.y.z")):
         headers = {"Content-Type": "application/json"} | ({"Authorization": token} if token else {})
-        request = urllib.request.Request(platform.url(service) + "/sources/upstream", body, headers)  # noqa: S310
+        request = urllib.request.Request(platform.url(service) + "/sources/upstream", body, headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)  # noqa: S310
+            urllib.request.urlopen(request, timeout=10)
         assert refused.value.code == 401, service
         refused.value.close()
     assert state(platform, tenants[0], "unsigned.md")[0] == "absent"
@@ -274,7 +283,8 @@ def laws(shared: Path | None, count: int) -> dict[str, bytes]:
         files = sorted((shared / "data/laws").glob("*.md"))[:count]
         return {path.name: path.read_bytes() for path in files}
     return {
-        f"regel-{n}.md": f"# Regel {n}\n\n".encode() + f"Absatz über das Thema {n} mit der Zahl {n * 37}. ".encode() * 60
+        f"regel-{n}.md": f"# Regel {n}\n\n".encode()
+        + f"Absatz über das Thema {n} mit der Zahl {n * 37}. ".encode() * 60
         for n in range(count)
     }
 
@@ -299,7 +309,9 @@ def test_a_killed_function_loses_nothing_and_repeats_nothing(
     platform.kill(service)
 
     def searchable() -> bool:
-        rows = platform.rows("select count(*) as n from rag.documents where tenant_id = :t and state = 'searchable'", t=tenant)
+        rows = platform.rows(
+            "select count(*) as n from rag.documents where tenant_id = :t and state = 'searchable'", t=tenant
+        )
         return bool(rows[0].n == len(corpus))
 
     eventually(searchable, 170, f"all searchable after {service} was killed", nudge=lambda: platform.advance(35))
@@ -354,7 +366,8 @@ def test_a_killed_agent_answers_every_question_once(
 
     eventually(answered, 120, "every question answered", nudge=move_time)
     for row in platform.rows(
-        "select r.run_id, (select count(*) from core.run_events e where e.run_id = r.run_id and e.kind = 'answer') as ends, "
+        "select r.run_id, "
+        "(select count(*) from core.run_events e where e.run_id = r.run_id and e.kind = 'answer') as ends, "
         "(select count(*) = max(seq) from core.run_events e where e.run_id = r.run_id) as gapless "
         "from core.runs r where tenant_id = :t", t=nord):  # fmt: skip
         assert (row.ends, row.gapless) == (1, True)
@@ -363,5 +376,5 @@ def test_a_killed_agent_answers_every_question_once(
 def test_the_platform_is_whole(platform: Platform) -> None:
     """After all this `noesis status` finds every service healthy, and the page answers."""
     eventually(lambda: platform.status()["healthy"], 60, "healthy again")
-    with urllib.request.urlopen(platform.url("web") + "/health/readiness", timeout=10) as answer:  # noqa: S310
+    with urllib.request.urlopen(platform.url("web") + "/health/readiness", timeout=10) as answer:
         assert answer.status == 200

@@ -24,10 +24,15 @@ from shared.tenants.directory import Principal
 HOLIDAY = "Alle Beschäftigten haben Anspruch auf 30 Arbeitstage Urlaub. Der Antrag wird im Portal gestellt."
 
 
-def index(tenant: Principal, external_id: str, *texts: str, access: Access = Access()) -> UUID:  # noqa: B008 # frozen
+EVERYBODY = Access()
+
+
+def index(tenant: Principal, external_id: str, *texts: str, access: Access = EVERYBODY) -> UUID:
     """Make a searchable document of these chunks, the way ingest and embed do; returns its id."""
     event = DocumentSubmitted(tenant_id=tenant.tenant_id, external_id=external_id, content="", access=access)
-    chunks = [NewChunk(t, text_hash((), t), 0, len(t), len(t.split()), "de", (), {"page_starts": [[3, 0]]}) for t in texts]
+    chunks = [
+        NewChunk(t, text_hash((), t), 0, len(t), len(t.split()), "de", (), {"page_starts": [[3, 0]]}) for t in texts
+    ]
     with tenant_session(tenant.tenant_id) as session:
         reception = receive(session, event, "upstream")
     with tenant_session(tenant.tenant_id) as session:
@@ -267,10 +272,49 @@ def test_the_same_idempotency_key_is_the_same_run(tenant: Principal, bus: FakeBu
 
 
 @pytest.mark.parametrize(
-    ("starts", "offset", "page"), [([], 5, None), ([[3, 0]], 0, 3), ([[3, 0], [4, 10]], 9, 3), ([[3, 0], [4, 10]], 10, 4)]
+    ("starts", "offset", "page"),
+    [([], 5, None), ([[3, 0]], 0, 3), ([[3, 0], [4, 10]], 9, 3), ([[3, 0], [4, 10]], 10, 4)],
 )
 def test_a_quotation_stands_on_one_page(starts: list[list[int]], offset: int, page: int | None) -> None:
     """A chunk may span pages; its citation names the one the quoted words begin on."""
     from functions.agent.citations import page_at
 
     assert page_at(starts, offset) == page
+
+
+def test_a_question_that_kills_its_workers_is_given_up(tenant: Principal, fake_services: Services) -> None:
+    """After five workers died with it, the run fails with a reason instead of going round for ever."""
+    index(tenant, "urlaub", HOLIDAY)
+    command = put(tenant)
+    for _ in range(6):
+        with tenant_session(tenant.tenant_id) as session:
+            take_lease(session, tenant.tenant_id, command.run_id)
+        _expire(command)
+    answer_question(command, fake_services)
+    with tenant_session(tenant.tenant_id) as session:
+        run = read_run(session, tenant, command.run_id)
+    assert run is not None
+    assert (run.state, run.reason) == ("failed", "run-crashes")
+
+
+def test_an_unknown_failure_gives_the_run_back(tenant: Principal, fake_services: Services) -> None:
+    """A bug in a step leaves no lease behind: the next delivery works on it at once."""
+    index(tenant, "urlaub", HOLIDAY)
+    command = put(tenant)
+    models = fake_services.models
+    assert isinstance(models, FakeModels)
+    models.replies = ["„Der Antrag wird im Portal gestellt.“ [1]"]
+    real_embed = models.embed
+
+    def broken(*_: object, **__: object) -> list[list[float]]:
+        raise ZeroDivisionError
+
+    models.embed = broken  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        answer_question(command, fake_services)
+    models.embed = real_embed  # type: ignore[method-assign]
+    answer_question(command, fake_services)
+    with tenant_session(tenant.tenant_id) as session:
+        run = read_run(session, tenant, command.run_id)
+    assert run is not None
+    assert run.state == "answered"
