@@ -18,7 +18,8 @@ from uuid import UUID
 
 from sqlalchemy import Engine, MetaData, create_engine, event, make_url, text
 from sqlalchemy.engine import Connection, ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from shared.errors import NoesisError, SettingsError
@@ -75,6 +76,23 @@ def _drop_desynchronised(context: ExceptionContext) -> None:
 
     if not isinstance(context.original_exception, pg8000.exceptions.DatabaseError):
         context.is_disconnect = True
+
+
+_SHARED_FAILURES = ("08", "40", "53", "57", "55P03")
+"""SQLSTATEs (classes) that say nothing about the statement: connection, rollback by the server (deadlock), resources,
+operator intervention, lock not available (https://www.postgresql.org/docs/16/errcodes-appendix.html)."""
+
+
+def is_shared_failure(error: SQLAlchemyError) -> bool:
+    """Whether trying again later can help: the database, its pool or the way to it failed, not the statement."""
+    if isinstance(error, PoolTimeout | InterfaceError | OperationalError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    # pg8000 raises ProgrammingError for nearly everything; the SQLSTATE is in its first argument (FACTS).
+    detail = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    state = str(detail.get("C", "")) if isinstance(detail, dict) else ""
+    return error.connection_invalidated or state.startswith(_SHARED_FAILURES)
 
 
 @lru_cache(maxsize=1)

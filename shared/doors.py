@@ -23,13 +23,14 @@ from functools import lru_cache, wraps
 from typing import Any, cast
 
 from flask import Request, Response
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared import tracing
-from shared.database import platform_session, tenant_session
+from shared.database import is_shared_failure, platform_session, tenant_session
+from shared.dead_letters.archive import DeadLetter, archive, class_of
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
 from shared.events import Message, TenantMessage, decode
-from shared.messaging import DeadLetter, archive, publish
+from shared.messaging import publish
 from shared.push import NotAuthenticated, NotAuthorised, PushVerifier
 from shared.services import services
 from shared.settings import get_settings
@@ -108,6 +109,11 @@ def _guarded(request: Request, handle: Callable[[Delivery], Response]) -> Respon
     except TransientError as error:
         log.warning("not now: %s", error)
         return Response(status=503)
+    except SQLAlchemyError as error:
+        if not is_shared_failure(error):
+            raise
+        log.warning("not now: the database does not serve us (%s)", type(error).__name__)
+        return Response(status=503)
 
 
 def read_push(request: Request) -> Delivery:
@@ -156,17 +162,13 @@ def _translate(run: Callable[[], None], delivery: Delivery, message: Message | N
     except Superseded as reason:
         log.info("nothing to do: %s", reason)
     except PermanentError as error:
-        return _bury(delivery, error, "permanent")
+        return _bury(delivery, error, class_of(error))
     except Postponed as pause:
         if not isinstance(message, TenantMessage):
             raise TransientError(str(pause)) from pause
         log.info("postponed: %s", pause)
         with tenant_session(message.tenant_id) as session:
             publish(session, message, not_before=pause.until, topic=_topic(message, delivery))
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise TransientError("the database connection was lost") from error
     return Response(status=204)
 
 

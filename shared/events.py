@@ -26,7 +26,8 @@ from shared.errors import PermanentError
 INLINE_LIMIT = 256 * 1024
 """Bytes of content an event may carry (REQUIREMENTS section 3); larger documents travel as a URI."""
 
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# All zeros are not an id (https://www.w3.org/TR/trace-context/#traceparent-header-field-values).
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _UNSAFE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -274,7 +275,7 @@ def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
     """
     try:
         body = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, or a number of more than 4300 digits
         raise _malformed("the data is not UTF-8 JSON") from None
     if not isinstance(body, dict):
         raise _malformed("the data is not a JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,10 @@ from shared.settings import Settings
 InputType = Literal["query", "passage"]
 
 TIMEOUT = httpx.Timeout(120, connect=5)
-"""Seconds; a model call must end well before the service's 540 s."""
+"""Seconds between two signs of life; the longest silence we bear."""
+
+CHAT_SECONDS = 300
+"""The longest answer: a model that drips on for ever must not outlive the service's 540 s."""
 
 WAIT_DEFAULT = timedelta(seconds=30)
 WAIT_LONGEST = timedelta(hours=1)
@@ -94,21 +98,20 @@ class LiteLLM:
             if response.status_code != 200:
                 response.read()
             _check(response)
-            for event in _server_sent(response):
-                usage = event.get("usage") or usage
-                for choice in event.get("choices", ()):
-                    finished = finished or choice.get("finish_reason") is not None
-                    piece = (choice.get("delta") or {}).get("content")
-                    if piece:
-                        pieces.append(piece)
-                        yield piece
+            for event in _server_sent(response, time.monotonic() + CHAT_SECONDS):
+                piece, ended, counted = _read_event(event)
+                finished = finished or ended
+                usage = counted or usage
+                if piece:
+                    pieces.append(piece)
+                    yield piece
         if not finished:
             raise TransientError("the model's answer was cut off")
         yield ChatReply(
             "".join(pieces),
             settings.chat_model,
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
+            _count(usage.get("prompt_tokens")),
+            _count(usage.get("completion_tokens")),
         )
 
 
@@ -121,6 +124,8 @@ def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
         rows = sorted(answer["data"], key=lambda row: row["index"])
         if [row["index"] for row in rows] != list(range(count)):
             raise ValueError(f"{len(rows)} vectors for {count} texts")
+        if not all(isinstance(row["embedding"], list) for row in rows):
+            raise ValueError("a vector is not a list of numbers")
         vectors = [[float(x) for x in row["embedding"]] for row in rows]
         for vector in vectors:
             if len(vector) != dimension:
@@ -129,7 +134,7 @@ def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
                 raise ValueError("a vector with NaN or infinity")
             if not any(vector):
                 raise ValueError("a vector of zeros has no direction")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PermanentError(
             "wrong-vectors",
             f"The embedding model answered with something unusable: {error}.",
@@ -138,8 +143,10 @@ def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
     return vectors
 
 
-def _server_sent(response: httpx.Response) -> Iterator[dict[str, Any]]:
+def _server_sent(response: httpx.Response, deadline: float) -> Iterator[Any]:
     for line in response.iter_lines():
+        if time.monotonic() > deadline:
+            raise TransientError(f"the model's answer took longer than {CHAT_SECONDS} s")
         if not line.startswith("data:"):
             continue
         payload = line[5:].strip()
@@ -147,11 +154,31 @@ def _server_sent(response: httpx.Response) -> Iterator[dict[str, Any]]:
             return
         try:
             event = json.loads(payload)
-        except json.JSONDecodeError:
-            raise TransientError("the model's answer is garbled") from None
-        if "error" in event:
+        except (ValueError, RecursionError):
+            raise _garbled() from None
+        if isinstance(event, dict) and "error" in event:
             raise TransientError("the model failed in the middle of its answer")
         yield event
+
+
+def _read_event(event: Any) -> tuple[str, bool, dict[str, Any]]:
+    """The text of a chunk, whether the answer is finished, and its usage; the wire format is the provider's word."""
+    try:
+        choices = event.get("choices") or ()
+        piece = "".join((choice.get("delta") or {}).get("content") or "" for choice in choices)
+        ended = any(choice.get("finish_reason") is not None for choice in choices)
+        usage = event.get("usage") or {}
+    except (AttributeError, TypeError):
+        raise _garbled() from None
+    return piece, ended, usage if isinstance(usage, dict) else {}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _garbled() -> TransientError:
+    return TransientError("the model's answer is garbled")
 
 
 def _trace_headers() -> dict[str, str]:
@@ -162,8 +189,8 @@ def _trace_headers() -> dict[str, str]:
 def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
-    except ValueError:
-        raise TransientError("the model proxy's answer is garbled") from None
+    except (ValueError, RecursionError):
+        raise _garbled() from None
 
 
 def _check(response: httpx.Response) -> None:
@@ -190,7 +217,7 @@ def retry_after(response: httpx.Response) -> timedelta:
     except (ValueError, OverflowError):
         try:
             wait = parsedate_to_datetime(value) - datetime.now(UTC)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             wait = WAIT_DEFAULT
     return min(max(wait, timedelta(seconds=1)), WAIT_LONGEST)
 
@@ -201,7 +228,7 @@ class _transport_errors:  # noqa: N801 # reads as a statement: `with _transport_
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, httpx.TransportError):
+        if isinstance(error, httpx.RequestError):
             raise TransientError(f"the model proxy cannot be reached: {type(error).__name__}") from error
 
 

@@ -38,18 +38,24 @@ class NotAuthorised(NoesisError):
 class KeySet:
     """The issuer's public keys, kept as long as its Cache-Control says."""
 
-    def __init__(self, url: str, fetch: Callable[[str], httpx.Response] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        fetch: Callable[[str], httpx.Response] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._url = url
+        self._clock = clock
         self._fetch = fetch or (lambda address: httpx.get(address, timeout=5))
         self._keys: dict[str, Any] = {}
         self._fresh_until = 0.0
-        self._fetched_at = -REFETCH_SECONDS * 2.0
+        self._fetched_at = float("-inf")
         self._lock = threading.Lock()
 
     def key(self, key_id: str) -> Any:
         """The key with this id. Raises NotAuthenticated when the issuer has none, TransientError when unreachable."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             stale = now >= self._fresh_until
             if stale or (key_id not in self._keys and now - self._fetched_at >= REFETCH_SECONDS):
                 self._refresh(now)
@@ -59,20 +65,37 @@ class KeySet:
                 raise NotAuthenticated("the token is signed with an unknown key") from None
 
     def _refresh(self, now: float) -> None:
+        # Counted before the attempt: an issuer that is down must not be asked again for every forged key id.
+        self._fetched_at = now
         try:
             response = self._fetch(self._url)
             response.raise_for_status()
-            found = jwt.PyJWKSet.from_dict(response.json())
-        except (httpx.HTTPError, ValueError, jwt.PyJWTError) as error:
+            keys = _rsa_keys(response.json())
+        except (httpx.HTTPError, ValueError, RecursionError) as error:
             if self._keys:
                 # Old keys are better than refusing every message while the issuer has a bad minute.
                 self._fresh_until = now + REFETCH_SECONDS
                 return
             raise TransientError("the keys of the push issuer cannot be fetched") from error
         age = _MAX_AGE.search(response.headers.get("cache-control", ""))
-        self._keys = {key.key_id: key.key for key in found.keys if key.key_id}
-        self._fresh_until = now + (int(age.group(1)) if age else 300)
-        self._fetched_at = now
+        self._keys = keys
+        self._fresh_until = now + (int(age.group(1)[:9]) if age else 300)
+
+
+def _rsa_keys(document: Any) -> dict[str, Any]:
+    """The RSA keys of a JWK set (RFC 7517) by id. Raises ValueError when there is none."""
+    entries = document.get("keys") if isinstance(document, dict) else None
+    keys = {}
+    for entry in entries if isinstance(entries, list) else []:
+        # Issuers may add kinds of keys at any time; only RSA verifies RS256, and nothing secret belongs here.
+        if isinstance(entry, dict) and entry.get("kty") == "RSA" and isinstance(entry.get("kid"), str):
+            try:
+                keys[entry["kid"]] = jwt.PyJWK(entry, "RS256").key
+            except jwt.PyJWTError:
+                continue
+    if not keys:
+        raise ValueError("no RSA key in the JWK set")
+    return keys
 
 
 class PushVerifier:
@@ -105,7 +128,7 @@ class PushVerifier:
             if self._settings.push_token_signature == "removed":  # noqa: S105 # a mode, not a password
                 options["verify_signature"] = False
                 # PyJWT checks nothing without a signature unless told to.
-                options |= {"verify_exp": True, "verify_aud": True, "verify_iss": True, "verify_iat": True}
+                options |= dict.fromkeys(("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss"), True)
                 key: Any = ""
             else:
                 header = jwt.get_unverified_header(token)
@@ -119,6 +142,7 @@ class PushVerifier:
                 leeway=LEEWAY,
                 options=options,
             )
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError, TypeError) as error:
+            # Besides its own errors PyJWT lets through what odd numbers and nesting in a forged token provoke.
             raise NotAuthenticated(f"the token is not valid: {type(error).__name__}") from None
         return claims

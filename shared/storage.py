@@ -74,11 +74,14 @@ class FolderStorage:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_name(f".{uuid4().hex}")
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            try:
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
         return f"{self._root}/{name}"
 
     def get(self, tenant_id: UUID, uri: str, limit: int) -> bytes:
@@ -117,7 +120,7 @@ class CloudStorage:
 
     def get(self, tenant_id: UUID, uri: str, limit: int) -> bytes:
         """The bytes behind a gs URI of this tenant."""
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
 
         blob = self._blob(own_key(self._root, tenant_id, uri))
         try:
@@ -125,6 +128,8 @@ class CloudStorage:
             data: bytes = blob.download_as_bytes(start=0, end=limit)
         except NotFound:
             raise missing() from None
+        except RequestRangeNotSatisfiable:  # an empty object has no first byte
+            return b""
         if len(data) > limit:
             raise too_large(limit)
         return data

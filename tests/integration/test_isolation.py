@@ -119,3 +119,19 @@ def test_the_application_cannot_read_dead_letters_or_jobs(tenant: Principal) -> 
     for table in ("core.dead_letters", "core.job_runs"):
         with pytest.raises(ProgrammingError, match="permission denied"), platform_session() as session:
             session.execute(text(f"select * from {table}"))  # constants
+
+
+def test_a_database_that_is_down_is_a_shared_failure(database: object) -> None:
+    """A refused connection is worth trying again; a wrong statement is not."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from local.postgres import free_port
+    from shared.database import is_shared_failure, make_engine
+
+    gone = make_engine(f"postgresql+pg8000://nobody:x@127.0.0.1:{free_port()}/none", 1)
+    with pytest.raises(SQLAlchemyError) as refused:
+        gone.connect()
+    assert is_shared_failure(refused.value)
+    with pytest.raises(SQLAlchemyError) as wrong, platform_session() as session:
+        session.execute(text("select nonsense from nowhere"))
+    assert not is_shared_failure(wrong.value)
