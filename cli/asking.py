@@ -66,6 +66,6 @@ def show(run: Run, console: Console) -> None:
         place = [citation.title]
         if citation.page is not None:
             place.append(f"page {citation.page}")
-        place += citation.heading_path
+        place += [heading for heading in citation.heading_path if heading != citation.title]
         console.print(f"[bold]\\[{citation.number}][/bold] {escape(' › '.join(place))}")
         console.print(f"    “{escape(' '.join(citation.quote.split()))}”")
