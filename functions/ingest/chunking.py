@@ -15,20 +15,19 @@ from typing import Any, NamedTuple
 
 from functions.ingest.parsing.document import Block, ParsedDocument
 from functions.ingest.parsing.language import language_of
-from functions.ingest.parsing.places import position_of
+from functions.ingest.parsing.places import Places
 
 _LETTERS = bytes(range(65, 91)) + bytes(range(97, 123))
 _SPACES = b" \n\t"
 _OTHER = bytes(range(128, 256))
 _UNITS = 20
 """Weights are twentieths of a token, so that sums stay whole numbers."""
-_GAP = 2
-"""The weight of the two line breaks between blocks."""
 _LONGEST_HEADING = 200
 _DEEPEST_PATH = 8
-# What ends a sentence, seen from behind; "31. März" and "z. B. so" are no ends: a lower case letter or digit before a
-# full stop that is followed by a capital would need a model, so a digit or single letter before it is simply not an end.
-_SENTENCE_END = re.compile(r"(?:(?<=[^\W\d_]{2})[.!?…]|(?<=[)\]\"”“»])[.!?…]|[!?…。！？])[\"”“»)\]]*\s+(?=\S)|\n+(?=\S)")
+# "31. März", "Nr. 3" and "z. B. so" must not be torn: no end after or before a digit, or after one letter.
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[^\W\d_]{2})\.|(?<=[)\]\"”“»])\.|[!?…])[\"”“»)\]]*\s+(?=[^\s\d])|[。！？][」』”）]*\s*(?=\S)|\n+(?=\S)"
+)
 _WORD_END = re.compile(r"\s+(?=\S)")
 
 
@@ -38,7 +37,7 @@ class Chunk:
 
     `language` is "de", "en" or "simple" (the name of the text search configuration for everything else).
     `heading_path` names the headings above the chunk, outermost first; where small sections were put together, what
-    they have in common. `position` is ready for JSON, see `parsing.places.position_of`.
+    they have in common. `position` is ready for JSON, see `parsing.places.Places.of`.
     """
 
     ordinal: int
@@ -108,6 +107,7 @@ def chunk_document(parsed: ParsedDocument, *, size: int = 800, maximum: int = 12
     limits = _Limits(size * _UNITS, maximum * _UNITS, overlap * _UNITS, size * _UNITS // 4)
     text, blocks = parsed.text, parsed.blocks
     starts = [block.start for block in blocks]
+    places = Places(parsed)
     chunks = []
     for ordinal, span in enumerate(_spans(text, blocks, limits)):
         piece = text[span.start : span.end].strip()
@@ -124,7 +124,7 @@ def chunk_document(parsed: ParsedDocument, *, size: int = 800, maximum: int = 12
                 count_tokens(piece),
                 language if language in ("de", "en") else "simple",
                 span.path,
-                position_of(parsed, touched, start, end),
+                places.of(touched, start, end),
             )
         )
     return chunks
@@ -143,14 +143,13 @@ def _spans(text: str, blocks: Sequence[Block], limits: _Limits) -> Iterator[_Spa
         if pending and pending.weight >= limits.small:
             yield pending
             pending = None
-        start = pending.start if pending else section.start
-        before = pending.weight if pending else 0
-        path = _common(pending.path, section.path) if pending else section.path
-        if before + weight <= min(limits.size * 5 // 4, limits.maximum):
-            pending = _Span(start, section.end, before + weight, path)
+        whole = pending.weight + weight if pending else weight
+        if whole <= min(limits.size * 5 // 4, limits.maximum):
+            path = _common(pending.path, section.path) if pending else section.path
+            pending = _Span(pending.start if pending else section.start, section.end, whole, path)
         else:
-            *whole, pending = _cut(text, blocks[section.first : section.last], start, before, path, limits)
-            yield from whole
+            *done, pending = _cut(text, blocks[section.first : section.last], section.path, pending, limits)
+            yield from done
     if pending:
         yield pending
 
@@ -183,34 +182,36 @@ def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
     return one[:shared] or one
 
 
-def _cut(
-    text: str, blocks: Sequence[Block], start: int, before: int, path: tuple[str, ...], limits: _Limits
-) -> list[_Span]:
-    """The spans of a section too long for one; `start` and `before` are a small rest of what came before it."""
+def _cut(text: str, blocks: Sequence[Block], path: tuple[str, ...], rest: _Span | None, limits: _Limits) -> list[_Span]:
+    """The spans of a section too long for one; `rest` is a little that came before it and joins the first if it can."""
     spans: list[_Span] = []
-    weight, end = before, start
-    floor = start
-    for first, last, heavy, whole in _pieces(text, blocks, limits):
+    floor = blocks[0].start
+    start, end, weight, here = rest or _Span(floor, floor, 0, path)
+    here = _common(here, path)
+    for first, last, heavy, whole in _pieces(text, blocks, end, limits):
         fits = weight + heavy <= limits.size or (weight < limits.small and weight + heavy <= limits.maximum)
         if end > start and not fits:
-            spans.append(_Span(start, end, weight, path))
+            spans.append(_Span(start, end, weight, here))
+            here = path
             start = _overlap(text, floor, first, limits.overlap)
             weight = _weight(text[start:first])
             if weight + heavy > limits.maximum:
                 start, weight = first, 0
         weight, end = weight + heavy, last
         floor = last if whole else max(floor, start)
-    spans.append(_Span(start, end, weight, path))
+    spans.append(_Span(start, end, weight, here))
     if len(spans) > 1 and spans[-1].weight < limits.small:
         last_two = _weight(text[spans[-2].start : end])
         if last_two <= limits.maximum:
-            spans[-2:] = [_Span(spans[-2].start, end, last_two, path)]
+            spans[-2:] = [_Span(spans[-2].start, end, last_two, spans[-2].path)]
     return spans
 
 
-def _pieces(text: str, blocks: Sequence[Block], limits: _Limits) -> Iterator[tuple[int, int, int, bool]]:
-    """Start, end, weight of what is not cut further, and whether it is a list or table that overlap must not enter."""
-    reached = blocks[0].start
+def _pieces(text: str, blocks: Sequence[Block], reached: int, limits: _Limits) -> Iterator[tuple[int, int, int, bool]]:
+    """Start, end, weight of what is not cut further, and whether it is a list or table that overlap must not enter.
+
+    The weight is that of the text from where the piece before it ended (`reached` for the first).
+    """
     for block in blocks:
         weight = _weight(text[reached : block.end])
         reached = block.end
@@ -218,11 +219,11 @@ def _pieces(text: str, blocks: Sequence[Block], limits: _Limits) -> Iterator[tup
         if weight <= (limits.maximum if by_line else limits.size):
             yield block.start, block.end, weight, by_line
             continue
-        at = block.start
+        at, gap = block.start, weight - _weight(text[block.start : block.end])
         while at < block.end:
             end = _end_of_piece(text, at, block.end, limits.size - limits.overlap, by_line=by_line)
-            yield at, end, _weight(text[at:end]) + _GAP, False
-            at = end
+            yield at, end, _weight(text[at:end]) + gap, False
+            at, gap = end, 0
 
 
 def _end_of_piece(text: str, start: int, end: int, limit: int, *, by_line: bool) -> int:
@@ -246,11 +247,11 @@ def _end_of_piece(text: str, start: int, end: int, limit: int, *, by_line: bool)
 
 def _overlap(text: str, floor: int, start: int, limit: int) -> int:
     """The beginning of the last whole sentences (or words) before `start`, within `limit` and not before `floor`."""
-    earliest = max(floor, start - limit // 3)
-    if limit == 0 or earliest >= start:
-        return start
+    length = min(start - floor, limit // 3)
+    while length > 0 and (weight := _weight(text[start - length : start])) > limit:
+        length = min(length - 1, length * limit // weight)
     for boundary in (_SENTENCE_END, _WORD_END):
-        for found in boundary.finditer(text, earliest, start):
-            if found.end() < start and _weight(text[found.end() : start]) <= limit:
+        for found in boundary.finditer(text, start - length, start):
+            if found.end() < start:
                 return found.end()
     return start

@@ -23,6 +23,7 @@ from shared.documents.intake import (
     store,
     withdraw,
 )
+from shared.documents.turns import next_turns, take_turn
 from shared.documents.vectors import text_hash
 from shared.errors import PermanentError
 from shared.events import DocumentSubmitted, DocumentWithdrawn
@@ -39,12 +40,23 @@ def ingest_document(event: DocumentSubmitted, source: str, services: Services) -
     Raises PermanentError `source-not-bound` (nothing can be recorded for a tenant the source may not speak for) and
     Superseded; whatever is wrong with the document itself ends as its state `failed`, and the message is done.
     """
+    share = services.settings.documents_in_progress
     with tenant_session(event.tenant_id) as session:
         require_source(session, event.tenant_id, source)
         reception = receive(session, event, source)
         if reception.stored:
             finish_version(session, event.tenant_id, reception.version_id)
             return
+        if not take_turn(session, reception, event, f"documents-{source}", share):
+            log.info("waits for its turn", extra={"document_id": reception.document_id})
+            return
+    _ingest(event, reception, services)
+    with tenant_session(event.tenant_id) as session:
+        # It may have ended here: failed, unchanged, or nothing new to embed.
+        next_turns(session, event.tenant_id, share)
+
+
+def _ingest(event: DocumentSubmitted, reception: Reception, services: Services) -> None:
     try:
         content = read_content(event, reception, services)
     except PermanentError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,7 @@ def test_only_a_long_section_overlaps_and_by_whole_sentences() -> None:
     text = "# A\n\n" + "\n\n".join(sentences(10, f"Teil{number}") for number in range(20))
     chunks = chunk_document(parse(text.encode(), name="a.md"))
     assert len(chunks) > 3
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         shared = before.end - after.start
         assert shared > 0
         assert count_tokens(after.text[:shared]) <= 80

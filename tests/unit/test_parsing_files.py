@@ -20,7 +20,7 @@ EXPECTED = {
     "headerFooter.docx": "empty-document",
     "clusterfuzz-testcase-minimized-POIXWPFFuzzer-4791943399604224.docx": "corrupt",
 }
-READABLE = {"pdf": 60, "office": 48, "odd": 21}
+READABLE = {"pdf": 60, "office": 48, "odd": 20}
 """How many of a folder's files became text in November 2026; fewer is a loss."""
 
 

@@ -9,15 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from functions.ingest.parsing.document import Attachment, Block, BlockKind, Box, Page, ParsedDocument
 from functions.ingest.parsing.reasons import failure
 
-MAX_TEXT = 20_000_000
-"""Characters a document may hold: about 8,000 printed pages; a 25 MB file of plain text stays a few chunks short."""
+MAX_TEXT = 30_000_000
+"""Characters a document may hold: about 10,000 printed pages; plain text of the size limit (25 MB) fits."""
 MAX_BLOCKS = 400_000
 
 _NEWLINES = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Controls, lone surrogates and non-characters cannot be stored or shown; soft hyphens, zero width spaces and byte order
 # marks are invisible but break words apart for the full text search.
-_DROPPED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-_BLANKS = re.compile(r"[^\S\n]+")
+_DROPPED = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
+_PROGRAM = re.compile(r"Microsoft (?:Word|PowerPoint|Excel) - ")
+_NO_TITLE = re.compile(
+    r"(?:untitled|unbenannt|ohne titel|(?:word[ -]|powerpoint[ -])?(?:document|dokument|presentation|präsentation))"
+    r"[ -]?\d*(?:\.\w{1,5})?",
+    re.IGNORECASE,
+)
 
 
 def clean(text: str) -> str:
@@ -34,6 +41,12 @@ def one_line(text: str) -> str:
 def table_text(rows: Iterable[Sequence[str]]) -> str:
     """A table as text: a line a row, cells joined by " | ", cells themselves on one line; trailing blanks cut."""
     return "\n".join(" | ".join(one_line(cell) for cell in row).rstrip(" |") for row in rows)
+
+
+def _chosen(title: str) -> str:
+    """A title somebody chose: less what programs put before it, "" for what they write when nobody did."""
+    title = _PROGRAM.sub("", title)
+    return "" if _NO_TITLE.fullmatch(title) else title
 
 
 class Assembly:
@@ -109,7 +122,7 @@ class Assembly:
     ) -> ParsedDocument:
         """The document; without a title the first heading becomes it."""
         text = "".join(self._parts)
-        title = one_line(clean(title or "")) or next(
+        title = _chosen(one_line(clean(title or ""))) or next(
             (text[block.start : block.end] for block in self._blocks if block.kind == "heading"), ""
         )
         return ParsedDocument(

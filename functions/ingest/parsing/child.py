@@ -13,11 +13,14 @@ import signal
 import socket
 import struct
 import sys
+from types import TracebackType
 
 from shared.errors import PermanentError
 
 # Both directions: length of a JSON head, length of a body, then both.
 FRAME = struct.Struct(">IQ")
+_LARGEST_FILE = 128 * 1024 * 1024
+"""Bytes of a temporary file: the language model unpacks into one of 68 MB, nothing else writes."""
 _GRACE = 5
 """Seconds after the parent's own limit: only needed when the parent is gone."""
 
@@ -37,7 +40,8 @@ def receive(connection: socket.socket, length: int) -> bytearray:
 def serve(connection: socket.socket) -> None:
     """Answer requests until the parent closes the socket."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, _LARGEST_FILE))
+    _report_death(connection)
     _warm_up()
     while True:
         try:
@@ -54,6 +58,18 @@ def serve(connection: socket.socket) -> None:
             answer, body = {"reason": "parse-memory", "done": True}, b""
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(connection, answer, body)
+
+
+def _report_death(connection: socket.socket) -> None:
+    """Tell the parent where an unforeseen error struck: kind and place, never its message, which may quote content."""
+
+    def report(kind: type[BaseException], _error: BaseException, trace: TracebackType | None) -> None:
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        _send(connection, {"reason": "parse-crash", "where": f"{kind.__name__} at {where}"}, b"")
+
+    sys.excepthook = report
 
 
 def _answer(data: bytes, name: str, media_type: str | None) -> tuple[dict[str, object], bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 
 from functions.ingest.parsing.assembly import Assembly, clean
@@ -23,7 +24,9 @@ def parse_csv(text: str) -> ParsedDocument:
     rows: list[list[str]] = []
     first = number = 1
     try:
-        for row in csv.reader(text.split("\n"), delimiter=delimiter_of(text[:65_536]) or ","):
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text[:65_536]) or ","):
+            if len(row) > MAX_COLUMNS:
+                assembly.warn("cells-cut")
             cells = [cell.strip() for cell in row[:MAX_COLUMNS]]
             if any(cells):
                 rows.append(cells)

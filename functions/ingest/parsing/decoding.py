@@ -15,6 +15,7 @@ _BOMS = (
 # What web pages call Latin-1 and ASCII is Windows-1252 (WHATWG Encoding Standard, section 4.2).
 _ALIASES = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"}
 _SAMPLE = 65_536
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -26,7 +27,14 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, bool]:
     wide = _wide_encoding(data)
     if wide:
         return _strictly_or_replaced(data, wide)
-    for encoding in ("utf-8", *_usable(declared)):
+    try:
+        return data.decode("utf-8"), True
+    except UnicodeDecodeError:
+        mended = data.decode("utf-8", "replace")
+    broken = mended.count("\ufffd")
+    if broken * 10 <= len(_BEYOND_ASCII.findall(mended)) - broken:
+        return mended, False  # a few damaged bytes in what is otherwise UTF-8
+    for encoding in _usable(declared):
         try:
             return data.decode(encoding), True
         except UnicodeDecodeError:
@@ -39,7 +47,7 @@ def looks_binary(data: bytes) -> bool:
     sample = data[:_SAMPLE]
     if any(sample.startswith(mark) for mark, _ in _BOMS) or _wide_encoding(sample):
         return False
-    return len(_CONTROLS.findall(sample)) > len(sample) // 100
+    return len(_CONTROLS.findall(sample)) > max(3, len(sample) // 50)
 
 
 def _usable(declared: str | None) -> tuple[str, ...]:

@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, TypeAlias
 
 BlockKind = Literal["heading", "paragraph", "list", "table", "code"]
 
 
-class Box(NamedTuple):
-    """The rectangle on a page that shows one printed line of a block; `start` and `end` count from the block's start."""
-
-    start: int
-    end: int
-    page: int
-    x0: float
-    y0: float
-    x1: float
-    y1: float
+Box: TypeAlias = tuple[int, int, int, float, float, float, float]
+"""(start, end, page, x0, y0, x1, y1): the rectangle on a page that shows one printed line of a block, `start` and `end`
+counted from the block's start. A bare tuple: a large PDF has a hundred thousand of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that travelled inside the document (e-mail); its bytes are not parsed here, it is a document of its own."""
+    """A file that travelled inside the document (e-mail): not parsed here, it is a document of its own."""
 
     name: str
     media_type: str

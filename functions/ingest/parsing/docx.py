@@ -1,4 +1,4 @@
-"""DOCX by python-docx: body, tables, text boxes and notes in document order; headers, footers and deletions left out."""
+"""DOCX by python-docx: body, tables, text boxes and notes in document order; no headers, footers, deletions."""
 
 from __future__ import annotations
 

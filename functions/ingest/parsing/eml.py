@@ -11,11 +11,10 @@ from email.message import Message
 from functions.ingest.parsing.assembly import Assembly, clean, one_line
 from functions.ingest.parsing.decoding import decode
 from functions.ingest.parsing.document import Attachment, ParsedDocument
-from functions.ingest.parsing.html import html_blocks
+from functions.ingest.parsing.html import add_html
 from functions.ingest.parsing.reasons import failure
 from functions.ingest.parsing.sniffing import EML
 from functions.ingest.parsing.text import add_text
-from shared.errors import PermanentError
 
 MAX_PARTS = 2_000
 MAX_ATTACHMENTS = 200
@@ -44,7 +43,7 @@ def parse_eml(data: bytes) -> ParsedDocument:
             _attach(part, kind, children, assembly)
         elif kind == "text/html":
             pages.append(part)
-        elif kind.startswith("text/"):
+        else:
             plain.append(part)
     _body(plain, pages, assembly)
     metadata = {name.lower(): value for name, value in heads.items()} | {"message-id": _head(message, "Message-ID")}
@@ -79,7 +78,9 @@ def _parts(message: Message, depth: int, count: list[int]) -> Iterator[Message]:
 def _is_encrypted(part: Message, kind: str) -> bool:
     if kind == "application/pgp-encrypted":
         return True
-    return kind in ("application/pkcs7-mime", "application/x-pkcs7-mime") and part.get_param("smime-type") != "signed-data"
+    return (
+        kind in ("application/pkcs7-mime", "application/x-pkcs7-mime") and part.get_param("smime-type") != "signed-data"
+    )
 
 
 def _is_attachment(part: Message, kind: str) -> bool:
@@ -88,7 +89,8 @@ def _is_attachment(part: Message, kind: str) -> bool:
     if kind.startswith("message/"):
         return True
     if kind.startswith("text/"):
-        return disposition == "attachment" or bool(disposition != "inline" and _file_name(part))
+        named = disposition == "attachment" or bool(disposition != "inline" and _file_name(part))
+        return named or kind not in ("text/plain", "text/html")  # an invitation, a business card
     return True
 
 
@@ -142,10 +144,7 @@ def _body(plain: list[Message], pages: list[Message], assembly: Assembly) -> Non
             add_text(text, assembly)
         return
     for part in pages:
-        try:
-            html_blocks(_text(part), assembly)
-        except PermanentError:
-            assembly.warn("markup-damaged")
+        add_html(_text(part), assembly)
 
 
 def _text(part: Message) -> str:

@@ -1,4 +1,4 @@
-"""HTML by lxml: the main text with headings, lists, tables and listings, without navigation, scripts and page furniture."""
+"""HTML by lxml: the main text with headings, lists, tables and listings, without the page's furniture."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from functions.ingest.parsing.assembly import Assembly, one_line, table_text
 from functions.ingest.parsing.document import BlockKind, ParsedDocument
 from functions.ingest.parsing.reasons import failure
 from functions.ingest.parsing.sniffing import HTML
+from shared.errors import PermanentError
 
 _NEVER = frozenset(
-    ["script", "style", "noscript", "template", "svg", "math", "iframe", "object", "embed", "canvas", "audio", "video"]
-    + ["head", "select", "option", "button", "input", "textarea", "datalist", "map", "frameset", "title", "meta"]
+    ("script", "style", "noscript", "template", "svg", "math", "iframe", "object", "embed", "canvas", "audio", "video")
+) | frozenset(
+    ("head", "select", "option", "button", "input", "textarea", "datalist", "map", "frameset", "title", "meta")
 )
 _FURNITURE = frozenset(["nav", "footer", "aside", "header", "dialog", "menu"])
-_ROLES = frozenset(["navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alert", "menu", "toolbar"])
+_ROLES = frozenset(
+    ["navigation", "banner", "contentinfo", "search", "complementary", "dialog", "alert", "menu", "toolbar"]
+)
 _NAMES = re.compile(
     r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|footer|sidebar|breadcrumbs?|cookies?|cookie-?(?:banner|consent|notice)"
     r"|pagination|pager|skip-?link|advert|advertisement|social|share)(?:$|[\s_-])",
@@ -26,11 +30,14 @@ _NAMES = re.compile(
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.I)
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _LISTS = frozenset(["ul", "ol", "dl"])
-_BLOCKS = frozenset(
-    ["address", "article", "aside", "blockquote", "body", "center", "dd", "details", "dialog", "div", "dl", "dt"]
-    + ["fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "html", "legend", "li", "main", "nav", "ol"]
-    + ["p", "pre", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul", "caption"]
-    + list(_HEADINGS)
+_BLOCKS = (
+    _LISTS
+    | frozenset(_HEADINGS)
+    | frozenset(("address", "article", "aside", "blockquote", "body", "center", "details", "dialog", "div", "fieldset"))
+    | frozenset(("figcaption", "figure", "footer", "form", "header", "hr", "html", "legend", "main", "nav", "p", "pre"))
+    | frozenset(
+        ("section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "caption", "li", "dt", "dd")
+    )
 )
 # Inside a table these show that it only arranges the page.
 _LAYOUT = ("table", "h1", "h2", "h3", "form", "article", "main")
@@ -60,9 +67,13 @@ def parse_html(text: str) -> ParsedDocument:
     )
 
 
-def html_blocks(text: str, assembly: Assembly) -> None:
-    """Append the text of a page to another document (the HTML body of a mail)."""
-    root = _tree(text)
+def add_html(text: str, assembly: Assembly) -> None:
+    """Append the text of a page or fragment to another document (a mail, Markdown); warns when it cannot be read."""
+    try:
+        root = _tree(text)
+    except PermanentError:
+        assembly.warn("markup-damaged")
+        return
     body = root.find(".//body")
     _Writer(assembly, furniture=True).write(root if body is None else body)
 
@@ -77,6 +88,8 @@ def _tree(text: str) -> etree._Element:
         root = etree.fromstring(text.encode("utf-8", "ignore"), parser)
     except etree.XMLSyntaxError as error:
         raise failure("empty-document" if "empty" in str(error).lower() else "corrupt", "HTML") from error
+    if any(entry.type_name == "ERR_RESOURCE_LIMIT" for entry in parser.error_log):
+        raise failure("too-deep", "256 elements inside each other")  # libxml2 has dropped the rest
     if root is None:
         raise failure("empty-document")
     return root
@@ -210,7 +223,9 @@ class _Writer:
         if tag in _FURNITURE or (element.get("role") or "").lower() in _ROLES or element.get("aria-hidden") == "true":
             return True
         names = f"{element.get('class') or ''} {element.get('id') or ''}"
-        return len(names) > 1 and tag in ("div", "ul", "section", "p") and bool(_NAMES.search(names)) and _is_thin(element)
+        return (
+            len(names) > 1 and tag in ("div", "ul", "section", "p") and bool(_NAMES.search(names)) and _is_thin(element)
+        )
 
     def _text(self, element: etree._Element) -> str:
         """All text of an element on one line, without what is never shown; iterative, for any depth."""
@@ -236,7 +251,7 @@ class _Writer:
 
 
 def _is_thin(element: etree._Element) -> bool:
-    """Whether most of an element's text are links, or it is short: what is named like a menu but reads like prose stays."""
+    """Whether it is short or mostly links: what is named like a menu but reads like prose stays."""
     text = len(one_line("".join(element.itertext())))
     links = sum(len(one_line("".join(link.itertext()))) for link in element.iter("a"))
     return text < 200 or links * 2 > text

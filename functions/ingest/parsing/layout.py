@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeAlias
 
 from functions.ingest.parsing.document import BlockKind, Box
 
-
 Line: TypeAlias = tuple[str, float, float, float, float, bool]
 """A printed line: its text (cleaned, not empty), x0, y0, x1, y1 in points (y grows upwards), and whether its last word
 goes on below. A bare tuple, because there are a hundred on a page and naming them costs more than reading them."""
@@ -25,7 +24,7 @@ class Paragraph(NamedTuple):
 
 
 _BULLET = re.compile(r"(?:[•‣▪◦●○■□➢✓–—*·-]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[a-z][.])\s+\S")
-_ENDS = (".", "!", "?", ":", ";", ".\"", "“", "”", ".)")
+_ENDS = (".", "!", "?", ":", ";", '."', "“", "”", ".)")
 # "Haupt- und Nebensatz", "pre- and post-war": such a hyphen belongs to the word.
 _COORDINATION = re.compile(r"(?:und|oder|bzw|sowie|and|or|et|ou|y|o|e)\b")
 _DIVIDED = "-"
@@ -37,7 +36,7 @@ _NOT_WORD = re.compile(r"[\W\d_]+")
 
 
 class Titles:
-    """The entries of a table of contents that point to one page: which of its lines are headings, and of which level."""
+    """The entries of a table of contents for one page: which of its lines are headings, and of which level."""
 
     def __init__(self, entries: Iterable[tuple[int, str]] = ()) -> None:
         """`entries`: level from 1, title."""
@@ -74,7 +73,9 @@ def heading_sizes(pages: Iterable[Iterable[Line]]) -> dict[int, int]:
     body = letters.most_common(1)[0][0]
     total = sum(letters.values())
     # A size that fills a tenth of the document is no heading but another kind of body.
-    large = sorted((size for size in letters if size >= body * _HEADING_RATIO and letters[size] < total / 10), reverse=True)
+    large = sorted(
+        (size for size in letters if size >= body * _HEADING_RATIO and letters[size] < total / 10), reverse=True
+    )
     levels: dict[int, int] = {}
     level, last = 0, 0.0
     for size in large:
@@ -153,7 +154,7 @@ def _paragraph(group: list[Line], page: int, titles: Titles, sizes: dict[int, in
     """Join the lines of a group, mending words that were divided at a line's end."""
     if len(group) == 1:
         text, x0, y0, x1, y1, _ = group[0]
-        return _named(group, text, [Box(0, len(text), page, x0, y0, x1, y1)], titles, sizes)
+        return _named(group, text, [(0, len(text), page, x0, y0, x1, y1)], titles, sizes)
     parts: list[str] = []
     boxes: list[Box] = []
     size, gap = 0, ""
@@ -172,7 +173,7 @@ def _paragraph(group: list[Line], page: int, titles: Titles, sizes: dict[int, in
             word, gap = content[:-1], _DIVIDED
         size = start + len(word)
         parts.append(word)
-        boxes.append(Box(start, size, page, x0, y0, x1, y1))
+        boxes.append((start, size, page, x0, y0, x1, y1))
     if gap == _DIVIDED:
         parts.append("-")
     return _named(group, "".join(parts), boxes, titles, sizes)
@@ -210,5 +211,5 @@ def _level(group: list[Line], text: str, titles: Titles, sizes: dict[int, int]) 
 def _appended(items: Paragraph, item: Paragraph) -> Paragraph:
     """One list out of two: an item a line."""
     shift = len(items.text) + 1
-    moved = [Box(box[0] + shift, box[1] + shift, *box[2:]) for box in item.boxes]
+    moved: list[Box] = [(box[0] + shift, box[1] + shift, *box[2:]) for box in item.boxes]
     return Paragraph("list", 0, f"{items.text}\n{item.text}", items.boxes + moved)

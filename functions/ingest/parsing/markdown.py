@@ -10,14 +10,17 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from functions.ingest.parsing.assembly import Assembly, clean, one_line, table_text
-from functions.ingest.parsing.document import ParsedDocument
+from functions.ingest.parsing.document import BlockKind, ParsedDocument
+from functions.ingest.parsing.html import add_html
 from functions.ingest.parsing.sniffing import MARKDOWN
+from functions.ingest.parsing.text import add_text
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.S)
 _MAX_FRONT_MATTER = 65_536
+_MAX_NESTING = 60
+"""Two a list level."""
 # PHP Markdown Extra's definition lists, as one line: "Term" + ": meaning".
 _DEFINITION = re.compile(r"\n:\s+")
-_TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.S)
 
 
 def parse_markdown(text: str) -> ParsedDocument:
@@ -28,9 +31,13 @@ def parse_markdown(text: str) -> ParsedDocument:
         metadata = _front_matter(found.group(1))
         text = text[found.end() :]
     assembly = Assembly()
-    # The preset's nesting limit (20) stays: deeper markup is read as text, not lost.
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    _Writer(assembly).write(parser.parse(text))
+    parser = MarkdownIt("commonmark", {"maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
+    tokens = parser.parse(text)
+    if max((token.level for token in tokens), default=0) >= _MAX_NESTING - 2:
+        assembly.warn("markup-damaged")  # markdown-it drops what is nested deeper: better all of it as plain text
+        add_text(text, assembly)
+    else:
+        _Writer(assembly).write(tokens)
     return assembly.finish(MARKDOWN, title=metadata.get("title"), metadata=metadata)
 
 
@@ -74,59 +81,51 @@ class _Writer:
                 case "inline" if rows:
                     rows[-1].append(_inline(token))
                 case "inline":
-                    self._paragraph(_inline(token), level)
+                    self._add("heading" if level else "paragraph", _inline(token), level)
                 case "fence" | "code_block":
-                    self._code(token.content)
+                    self._add("code", token.content)
                 case "html_block":
-                    self._paragraph(one_line(_TAG.sub(" ", token.content)), 0)
+                    self._html(token.content)
                 case "tr_open":
                     rows.append([])
                 case "table_close":
-                    self._table(rows)
+                    self._add("table", table_text(rows))
                     rows = []
-                case "bullet_list_open" | "ordered_list_open":
-                    start = int(token.attrs.get("start") or 1) if token.type == "ordered_list_open" else None
-                    self._counters.append(start)
-                case "bullet_list_close" | "ordered_list_close":
-                    self._end_list()
-                case "list_item_open":
-                    self._begin_item()
-                case _:
-                    pass
+                case kind:
+                    self._list(kind, token)
 
-    def _paragraph(self, text: str, level: int) -> None:
-        if self._counters:
-            self._item(text)
-        elif level:
-            self._assembly.add("heading", text, level=level)
-        else:
-            self._assembly.add("paragraph", text)
+    def _list(self, kind: str, token: Token) -> None:
+        """Keep track of the lists and the items in them."""
+        match kind:
+            case "bullet_list_open":
+                self._counters.append(None)
+            case "ordered_list_open":
+                self._counters.append(int(token.attrs.get("start", 1)))
+            case "bullet_list_close" | "ordered_list_close":
+                self._end_list()
+            case "list_item_open":
+                number = self._counters[-1]
+                self._marker = "- " if number is None else f"{number}. "
+                self._counters[-1] = None if number is None else number + 1
 
-    def _code(self, text: str) -> None:
-        if self._counters:
-            self._item(text)
-        else:
-            self._assembly.add("code", text)
-
-    def _table(self, rows: list[list[str]]) -> None:
-        text = table_text(rows)
-        if self._counters:
-            self._item(text)
-        else:
-            self._assembly.add("table", text)
-
-    def _begin_item(self) -> None:
-        number = self._counters[-1]
-        self._marker = "- " if number is None else f"{number}. "
-        if number is not None:
-            self._counters[-1] = number + 1
-
-    def _item(self, text: str) -> None:
+    def _add(self, kind: BlockKind, text: str, level: int = 0) -> None:
+        """Append a block, or its lines to the list it stands in."""
+        if not self._counters:
+            self._assembly.add(kind, text, level=level)
+            return
         indent = "  " * (len(self._counters) - 1)
         for line in text.split("\n"):
             if line.strip():
                 self._lines.append(f"{indent}{self._marker or '  '}{line.rstrip()}")
                 self._marker = ""
+
+    def _html(self, markup: str) -> None:
+        if not self._counters:
+            add_html(markup, self._assembly)
+            return
+        inner = Assembly()
+        add_html(markup, inner)
+        self._add("paragraph", inner.finish(MARKDOWN).text)
 
     def _end_list(self) -> None:
         self._counters.pop()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pypdfium2 as pdfium
-import pypdfium2.raw as raw
+from pypdfium2 import raw
 
 from functions.ingest.parsing.assembly import Assembly, clean
 from functions.ingest.parsing.document import Page, ParsedDocument
@@ -20,9 +20,11 @@ from functions.ingest.parsing.sniffing import PDF
 
 MAX_PAGES = 5_000
 _MAX_OUTLINE = 10_000
-# pdfium ends lines with CR LF and marks a word that it found divided at a line's end with U+FFFE in place of hyphen and CR LF.
+# pdfium ends lines with CR LF; where it finds a word divided there, U+FFFE stands for hyphen, CR and LF.
 _HYPHEN = "\ufffe"
-_TO_CLEAN = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\xa0\xad\u200b\u2028\u2029\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\uffff]")
+_TO_CLEAN = re.compile(
+    "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\xa0\xad\u200b\u2028\u2029\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\uffff]"
+)
 _NO_TITLES = Titles()
 _PDFIUM = threading.Lock()
 """pdfium is not safe to use from two threads, not even with two documents (fpdfview.h)."""
@@ -100,7 +102,7 @@ def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page
 def _lines(page: raw.FPDF_PAGE) -> list[Line]:
     """The printed lines of a page in the order of its content.
 
-    A line's box goes from its first letter to its last: two calls a line; asking for every letter would halve the speed.
+    A line's box goes from its first letter to its last: two calls; asking for every letter would halve the speed.
     """
     handle = raw.FPDFText_LoadPage(page)
     if not handle:
@@ -110,11 +112,11 @@ def _lines(page: raw.FPDF_PAGE) -> list[Line]:
         untidy = bool(_TO_CLEAN.search(text)) or not unicodedata.is_normalized("NFC", text)
         box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
         lines: list[Line] = []
-        for first, printed, hyphen in _printed(text):
+        for start, printed, hyphen in _printed(text):
             content = (clean(printed) if untidy else printed).strip()
             if not content:
                 continue
-            last = first + len(printed) - 1
+            first, last = start, start + len(printed) - 1
             if not exact:
                 first, last = (max(0, raw.FPDFText_GetCharIndexFromTextIndex(handle, at)) for at in (first, last))
             box_of(handle, first, box)
@@ -183,5 +185,6 @@ def _outline(document: pdfium.PdfDocument) -> dict[int, list[tuple[int, str]]]:
 
 
 def _metadata(document: pdfium.PdfDocument) -> dict[str, str]:
-    """Title, author, subject, keywords and dates of the document's information dictionary."""
-    return {key.lower(): value for key, value in document.get_metadata_dict(skip_empty=True).items()}
+    """What the information dictionary says; the programs that made the file are of no use to readers."""
+    keys = ("Title", "Author", "Subject", "Keywords", "CreationDate")
+    return {key.lower(): document.get_metadata_value(key) for key in keys}

@@ -3,67 +3,81 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from functions.ingest.parsing.document import Block, ParsedDocument
+from functions.ingest.parsing.document import Block, Box, ParsedDocument
 
 _LONGEST_HEADER = 500
 _CELLS = re.compile(r"([A-Z]+)(\d+):([A-Z]+)(\d+)")
 
 
-def position_of(parsed: ParsedDocument, blocks: Sequence[Block], start: int, end: int) -> dict[str, Any]:
-    """The place of `parsed.text[start:end]`, which touches `blocks`; only keys that apply are there.
+class Places:
+    """Answers for one document, part after part; remembers where the rows of its last table begin."""
 
-    `pages`, `slides`: numbers from 1. `labels`: printed page numbers where they differ. `sheets`: `{sheet, cells}`, one
-    for each table touched (`sheet` is null for CSV). `boxes`: `[page, x0, y0, x1, y1]` in points, one for each block
-    and page, origin at the page's lower left corner. `header`: the first row of a table that began in an earlier chunk.
-    """
-    position: dict[str, Any] = {}
-    pages = sorted({block.page for block in blocks if block.page is not None})
-    if pages:
-        position["pages"] = pages
-        labels = [parsed.pages[page - 1].label for page in pages if page <= len(parsed.pages)]
-        if any(labels):
-            position["labels"] = labels
-    slides = sorted({block.slide for block in blocks if block.slide is not None})
-    if slides:
-        position["slides"] = slides
-    sheets = [
-        {"sheet": block.sheet, "cells": _cells(parsed.text, block, start, end)} for block in blocks if block.cells
-    ]
-    if sheets:
-        position["sheets"] = sheets
-    boxes = [box for block in blocks if block.boxes for box in _boxes(block, start - block.start, end - block.start)]
-    if boxes:
-        position["boxes"] = boxes
-    first = blocks[0] if blocks else None
-    if first and first.kind == "table" and start > first.start:
-        header = parsed.text[first.start : first.end].partition("\n")[0]
-        if first.start + len(header) <= start:
-            position["header"] = header[:_LONGEST_HEADER]
-    return position
+    def __init__(self, parsed: ParsedDocument) -> None:
+        self._text = parsed.text
+        self._labels = {page.number: page.label for page in parsed.pages if page.label}
+        self._rows: tuple[int, list[int]] = (-1, [])
+
+    def of(self, blocks: Sequence[Block], start: int, end: int) -> dict[str, Any]:
+        """The place of `text[start:end]`, which touches `blocks`; only keys that apply are there.
+
+        `pages`, `slides`: numbers from 1. `labels`: printed page numbers where they differ. `sheets`: `{sheet, cells}`,
+        one for each table touched (`sheet` is null for CSV). `boxes`: `[page, x0, y0, x1, y1]` in points, one for each
+        block, origin at the page's lower left corner. `header`: the first row of a table begun in an earlier part.
+        """
+        position: dict[str, Any] = {}
+        pages = sorted({block.page for block in blocks if block.page is not None})
+        if pages:
+            position["pages"] = pages
+            if any(page in self._labels for page in pages):
+                position["labels"] = [self._labels.get(page, str(page)) for page in pages]
+        slides = sorted({block.slide for block in blocks if block.slide is not None})
+        if slides:
+            position["slides"] = slides
+        sheets = [{"sheet": block.sheet, "cells": self._cells(block, start, end)} for block in blocks if block.cells]
+        if sheets:
+            position["sheets"] = sheets
+        boxes = [box for block in blocks if block.boxes for box in _around(block, start, end)]
+        if boxes:
+            position["boxes"] = boxes
+        header = self._header(blocks[0], start) if blocks else ""
+        if header:
+            position["header"] = header
+        return position
+
+    def _header(self, block: Block, start: int) -> str:
+        if block.kind != "table" or start <= block.start:
+            return ""
+        end = self._text.find("\n", block.start, min(start + 1, block.start + 100 * _LONGEST_HEADER))
+        return self._text[block.start : min(end, block.start + _LONGEST_HEADER)] if end >= 0 else ""
+
+    def _cells(self, block: Block, start: int, end: int) -> str:
+        """The range of the rows that `text[start:end]` touches: a row is a line."""
+        found = _CELLS.fullmatch(block.cells or "")
+        if not found:
+            return block.cells or ""
+        if self._rows[0] != block.start:
+            breaks = re.compile("\n").finditer(self._text, block.start, block.end)
+            self._rows = (block.start, [line.end() for line in breaks])
+        starts = self._rows[1]
+        top = int(found.group(2))
+        first = top + bisect_right(starts, max(start, block.start))
+        last = top + bisect_left(starts, min(end, block.end))
+        return f"{found.group(1)}{first}:{found.group(3)}{last}"
 
 
-def _cells(text: str, block: Block, start: int, end: int) -> str:
-    """The range of a table's rows between `start` and `end`: a row is a line."""
-    found = _CELLS.fullmatch(block.cells or "")
-    if not found:
-        return block.cells or ""
-    left, top, right, bottom = found.group(1), int(found.group(2)), found.group(3), int(found.group(4))
-    first = top + text.count("\n", block.start, max(start, block.start))
-    last = top + text.count("\n", block.start, min(end, block.end))
-    if last > first and text[min(end, block.end) - 1] == "\n":
-        last -= 1
-    return f"{left}{first}:{right}{min(last, bottom)}"
-
-
-def _boxes(block: Block, start: int, end: int) -> list[list[float]]:
-    """One rectangle for each page, around the lines of the block between `start` and `end` (relative to the block)."""
+def _around(block: Block, start: int, end: int) -> list[list[float]]:
+    """One rectangle for each page, around the lines of the block that `text[start:end]` touches."""
     around: dict[int, list[float]] = {}
-    for first, last, page, x0, y0, x1, y1 in block.boxes:
-        if first >= end or last <= start:
-            continue
+    boxes: Sequence[Box] = block.boxes
+    if start > block.start:
+        boxes = boxes[bisect_right(boxes, start - block.start, key=lambda box: box[1]) :]
+    if end < block.end:
+        boxes = boxes[: bisect_left(boxes, end - block.start, key=lambda box: box[0])]
+    for _, _, page, x0, y0, x1, y1 in boxes:
         box = around.setdefault(page, [x0, y0, x1, y1])
         box[:] = (min(box[0], x0), min(box[1], y0), max(box[2], x1), max(box[3], y1))
     return [[page, *(round(edge, 1) for edge in box)] for page, box in around.items()]

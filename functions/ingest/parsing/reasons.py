@@ -11,6 +11,8 @@ from shared.errors import PermanentError
 
 
 class Reason(NamedTuple):
+    """One sentence that says what is wrong, one that says what the sender can do."""
+
     message: str
     next_action: str
 
@@ -30,12 +32,12 @@ REASONS: dict[str, Reason] = {
         "The file is damaged and cannot be read as {kind}.",
         "Open it in the program it was made with, save it anew and submit that.",
     ),
-    "macros": Reason(
-        "The document contains macros.", "Save it without macros (DOCX, PPTX, XLSX) and submit it again."
-    ),
+    "macros": Reason("The document contains macros.", "Save it without macros (DOCX, PPTX, XLSX) and submit it again."),
     "too-large": Reason("The document is too large: {kind}.", "Split it into smaller documents and submit those."),
     "too-many-pages": Reason("The document has more pages than the limit ({kind}).", "Split it and submit the parts."),
-    "too-deep": Reason("The document is nested more deeply than the limit ({kind}).", "Simplify it and submit it again."),
+    "too-deep": Reason(
+        "The document is nested more deeply than the limit ({kind}).", "Simplify it and submit it again."
+    ),
     "archive-bomb": Reason(
         "The file unpacks to far more than a document may hold ({kind}).",
         "Remove what blows it up (embedded media, empty styled rows) and submit it again.",
@@ -60,7 +62,7 @@ WARNINGS: dict[str, str] = {
     "pages-unreadable": "Some pages could not be read and were left out.",
     "pages-without-text": "Some pages have no text layer (scanned?) and were left out.",
     "hidden-sheets": "Hidden sheets were left out.",
-    "rows-cut": "Rows beyond the limit of a sheet were left out.",
+    "cells-cut": "Rows or columns beyond the limit of a sheet were left out.",
     "undecodable-text": "Some characters could not be decoded and were replaced.",
     "parts-unreadable": "Some parts of the file could not be read and were left out.",
     "attachments-cut": "Attachments beyond the limit were left out.",

@@ -45,7 +45,7 @@ class _Child:
                 stderr=subprocess.DEVNULL,  # a library's complaint could quote the document
                 pass_fds=[theirs.fileno()],
                 env={
-                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path) or os.curdir,
+                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                     "LC_ALL": "C.UTF-8",
                     "OPENBLAS_NUM_THREADS": "1",  # its threads reserve memory that would count against the limit
                     "MALLOC_ARENA_MAX": "2",
@@ -69,10 +69,12 @@ class _Child:
         answer = json.loads(self._receive(head_length, until))
         body = self._receive(length, until)
         if not answer:
-            return wire.decode(body)
+            return wire.decode(memoryview(body))
         reason = answer.get("reason")
         if reason not in REASONS:
             raise EOFError
+        if reason == "parse-crash":
+            raise ChildProcessError(str(answer.get("where"))[:500])
         if reason == "parse-memory":
             raise MemoryError
         if "message" not in answer:
@@ -122,6 +124,18 @@ def parse_in_child(
     """
     head = {"name": name, "media_type": media_type, "seconds": seconds, "memory": memory_mb * 1024 * 1024}
     child = _take()
+    used = child.served > 0
+    try:
+        return _parse_with(child, data, head, seconds, memory_mb)
+    except PermanentError as error:
+        # A used child may have died while it waited, or be full of what came before: no document fails for that.
+        if not used or error.reason not in ("parse-crash", "parse-memory"):
+            raise
+    return _parse_with(_Child(), data, head, seconds, memory_mb)
+
+
+def _parse_with(child: _Child, data: bytes, head: dict[str, Any], seconds: float, memory_mb: int) -> ParsedDocument:
+    """One try with one child, which then waits for more work or is ended."""
     try:
         document = child.parse(data, head, seconds)
     except PermanentError:

@@ -47,6 +47,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x00\x00\x01\x00", "icon"),
     (b"\x00asm", "WebAssembly"),
 )
+_VISIBLE = re.compile(rb"[^\x00 \t\r\n\x0b\x0c]")
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _EXTENSIONS = {
     **dict.fromkeys(("html", "htm", "xhtml"), HTML),
@@ -70,11 +71,12 @@ _HTML_TAG = re.compile(
 _XML = re.compile(r"\s*<\?xml\b|\s*<(?:svg|rss|feed)\b", re.I)
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,60}:(?:[ \t]|\r?\n[ \t]|\r?\n|$)")
 _MAIL_HEADERS = frozenset(
-    "from to cc bcc subject date message-id mime-version received return-path reply-to content-type delivered-to "
-    "in-reply-to references sender x-mailer dkim-signature".split()
-)
+    ("from", "to", "cc", "bcc", "subject", "date", "message-id", "mime-version", "received", "return-path", "reply-to")
+) | frozenset(("content-type", "delivered-to", "in-reply-to", "references", "sender", "x-mailer", "dkim-signature"))
 _MARKDOWN = re.compile(
-    r"^(?:\#{1,6}[ ]\S|[-*+][ ]\S|```|~~~|\|.*\|[ ]*$|>[ ]\S|(?:={3,}|-{3,})[ ]*$)|\[[^\]\n]+\]\([^)\s]+\)|\*\*\S[^*\n]*\*\*", re.M
+    r"^(?:#{1,6} \S|[-*+] \S|```|~~~|\|[^\n]*\| *$|> \S|(?:={3,}|-{3,}) *$)"
+    r"|\[[^\[\]\n]{1,200}\]\([^()\s]{1,500}\)|\*\*\w[^*\n]{0,200}\*\*",
+    re.MULTILINE,
 )
 
 
@@ -88,7 +90,7 @@ class Sniffed(NamedTuple):
 
 def sniff(data: bytes, name: str = "", media_type: str | None = None) -> Sniffed:
     """The type of `data`; `PermanentError` ("unsupported-type", "encrypted", "macros", …) when we do not read it."""
-    if not data.strip(b"\x00 \t\r\n\x0b\x0c"):
+    if not _VISIBLE.search(data):
         raise failure("empty-document")
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return Sniffed(_office_type(data))
@@ -147,14 +149,15 @@ def _text_type(data: bytes, name: str, media_type: str | None) -> Sniffed:
     text, decoded = decode(data, _declared_charset(data, media_type))
     kind = _declared(name, media_type)
     head = text[:65_536]
-    if _HTML_START.match(head, _prologue_end(head)):
+    begin = _prologue_end(text)
+    if _HTML_START.match(text, begin):
         return Sniffed(HTML, text, decoded)
     if _is_mail(head):
         return Sniffed(EML)
     if _XML.match(head):
         raise failure("unsupported-type", "XML")
-    tags = len(_HTML_TAG.findall(head))
-    if tags and (kind == HTML or (kind is None and head.lstrip().startswith("<") and tags >= 3)):
+    tags = len(_HTML_TAG.findall(text, begin, begin + 65_536))
+    if tags and (kind == HTML or (kind is None and text[begin : begin + 1] == "<" and tags >= 3)):
         return Sniffed(HTML, text, decoded)
     if kind in (CSV, None) and _is_table(head, 1 if kind == CSV else 3):
         return Sniffed(CSV, text, decoded)
@@ -163,15 +166,15 @@ def _text_type(data: bytes, name: str, media_type: str | None) -> Sniffed:
     return Sniffed(TEXT, text, decoded)
 
 
-def _prologue_end(head: str) -> int:
+def _prologue_end(text: str) -> int:
     """Where the first thing stands that is neither white space, comment nor XML declaration."""
     at = 0
-    while found := _PROLOGUE.match(head, at):
+    while found := _PROLOGUE.match(text, at):
         at = found.end()
         if found.group() == "<!--":
-            at = head.find("-->", at) + 3
+            at = text.find("-->", at) + 3
             if at < 3:
-                return len(head)
+                return len(text)
     return at
 
 

@@ -63,7 +63,12 @@ def _block(row: list[Any], length: int) -> Block:
     kind, start, end, level, page, slide, sheet, cells, boxes = row
     if kind not in ("heading", "paragraph", "list", "table", "code") or not 0 <= start < end <= length:
         raise ValueError("the reader's answer has a block outside the text")
-    return Block(kind, start, end, level, page, slide, sheet, cells, tuple([Box(*box) for box in boxes]))
+    return Block(kind, start, end, level, page, slide, sheet, cells, tuple(map(_box, boxes)))
+
+
+def _box(row: list[Any]) -> Box:
+    start, end, page, x0, y0, x1, y1 = row
+    return start, end, page, x0, y0, x1, y1
 
 
 def _children(rows: list[Any], data: memoryview) -> Iterator[Attachment]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import warnings
+import zipfile
 from typing import Any
 
 import openpyxl
@@ -13,6 +15,7 @@ from functions.ingest.parsing.document import ParsedDocument
 from functions.ingest.parsing.grid import add_grid
 from functions.ingest.parsing.ooxml import DAMAGE, damage_is_corrupt, opened
 from functions.ingest.parsing.sniffing import XLSX
+from shared.errors import PermanentError
 
 MAX_ROWS = 200_000
 """Rows of a sheet that are read; what is larger is a database, not a document."""
@@ -24,8 +27,15 @@ def parse_xlsx(data: bytes) -> ParsedDocument:
     """The document; formulas appear as the value that was last computed, hidden sheets are left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about features openpyxl drops; nothing of it is text
-        workbook = opened(_load, data, "XLSX")
         assembly = Assembly()
+        try:
+            workbook = opened(_load, data, "XLSX")
+        except PermanentError as error:
+            if not isinstance(error.__cause__, TypeError | ValueError | KeyError | IndexError):
+                raise
+            # openpyxl is stricter about styles than the programs that write them; the values are readable without.
+            workbook = opened(_load, _without_styles(data), "XLSX")
+            assembly.warn("parts-unreadable")
         with damage_is_corrupt("XLSX"):
             sheets = workbook.worksheets
             for sheet in sheets:
@@ -42,13 +52,28 @@ def parse_xlsx(data: bytes) -> ParsedDocument:
         workbook.close()
     metadata = {
         name: str(getattr(properties, attribute) or "")
-        for name, attribute in (("title", "title"), ("author", "creator"), ("subject", "subject"), ("keywords", "keywords"))
+        for name, attribute in (
+            ("title", "title"),
+            ("author", "creator"),
+            ("subject", "subject"),
+            ("keywords", "keywords"),
+        )
     }
     return assembly.finish(XLSX, title=metadata["title"], metadata=metadata)
 
 
 def _load(package: Any) -> Any:
     return openpyxl.load_workbook(package, read_only=True, data_only=True, keep_links=False)
+
+
+def _without_styles(data: bytes) -> bytes:
+    """The same package less its style sheet; dates then appear as the numbers they are stored as."""
+    bare = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(bare, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            if entry.filename.lower() != "xl/styles.xml" and not entry.filename.startswith("xl/media/"):
+                target.writestr(entry.filename, source.read(entry))
+    return bare.getvalue()
 
 
 def _sheet(sheet: Any, assembly: Assembly) -> None:
@@ -70,7 +95,7 @@ def _sheet(sheet: Any, assembly: Assembly) -> None:
             rows, empty = [], empty + 1
         if number >= MAX_ROWS or empty >= MAX_EMPTY:
             if number >= MAX_ROWS:
-                assembly.warn("rows-cut")
+                assembly.warn("cells-cut")
             break
     add_grid(rows, first, assembly, sheet=sheet.title)
 
@@ -84,7 +109,7 @@ def _shown(cell: Any) -> str:
         case bool():
             return "TRUE" if value else "FALSE"
         case int() | float():
-            if "%" in (cell.number_format or ""):
+            if _is_percentage(cell):
                 return f"{value * 100:.10g}%"
             return str(value) if isinstance(value, int) else f"{value:.15g}"
         case dt.datetime():
@@ -92,3 +117,10 @@ def _shown(cell: Any) -> str:
         case dt.date() | dt.time() | dt.timedelta():
             return str(value)
     return str(value).strip()
+
+
+def _is_percentage(cell: Any) -> bool:
+    try:
+        return "%" in (cell.number_format or "")
+    except IndexError:  # a style that is not there
+        return False
