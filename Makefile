@@ -25,8 +25,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PACKAGES := cli functions local schema shared web litellm_service
 CODE := $(PACKAGES) tests $(wildcard benchmarks)
 SHARED := $(or $(NOESIS_SHARED),../shared)
-# Tests in the order from quick to slow, so that the first failure comes early.
-SUITES := $(wildcard $(addprefix tests/,unit house security integration acceptance))
+# Quick ones first and side by side; acceptance starts whole platforms and has the machine for itself.
+SUITES := $(wildcard $(addprefix tests/,unit house security integration))
 
 .PHONY: help
 help: ## Show this list
@@ -42,7 +42,8 @@ install: $(APPLICATION) $(MODELS)/.stamp ## Set everything up without starting i
 .PHONY: test
 test: check $(MODELS)/.stamp ## Install what it needs and run every check and every test
 	@deploy/install-browser
-	$(BIN)/python -m pytest $(SUITES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SUITES) -m "not chaos" -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/acceptance -m "not chaos" $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(DEVELOPMENT) ## Format, lint, types, floors, Terraform (changes nothing)

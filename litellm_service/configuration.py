@@ -25,6 +25,9 @@ _FIXED = {
     "LITELLM_LOG": "ERROR",
     "JSON_LOGS": "true",
     "LITELLM_DONT_SHOW_FEEDBACK_BOX": "true",
+    # Retries are the caller's. The client library behind embeddings would sleep through a Retry-After twice, and
+    # LiteLLM takes max_retries 0 in the configuration for "not set" (llms/openai/openai.py, embedding).
+    "DEFAULT_MAX_RETRIES": "0",
     # See vectors.UseV3.
     "OPENBLAS_NUM_THREADS": "1",
 }

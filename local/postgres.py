@@ -50,6 +50,8 @@ LAPTOP = {
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
+    # Details and contexts of errors quote rows, and so the text of documents (tests/acceptance/test_contract.py).
+    "log_error_verbosity": "terse",
     "lc_messages": "C",
 }
 TEMPORARY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "1GB"}

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
 OWNER, APPLICATION, OPERATOR = "noesis_owner", "noesis_app", "noesis_operator"
-EXTENSIONS = ("vector", "pg_trgm", "unaccent")
+EXTENSIONS = ("vector",)
 
 
 def bootstrap(admin_url: str, passwords: Mapping[str, str], database: str = "noesis2") -> None:

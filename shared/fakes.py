@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from shared.errors import NoesisError
-from shared.llm import ChatReply, InputType
+from shared.llm import ChatReply, Embedded, InputType
 from shared.messaging import Outgoing
 from shared.services import Clock
 from shared.storage import key, missing, own_key, too_large
@@ -98,10 +98,14 @@ class FakeModels:
 
     def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
         """A unit vector a text: its words hashed into `dimension` bins."""
+        return self.embed_counted(texts, model=model, dimension=dimension, input_type=input_type).vectors
+
+    def embed_counted(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> Embedded:
+        """The same, with a token a word."""
         if self.failures:
             raise self.failures.pop(0)
         self.embedded.extend(texts)
-        return [hashed_vector(text, dimension) for text in texts]
+        return Embedded([hashed_vector(text, dimension) for text in texts], sum(len(text.split()) for text in texts))
 
     def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
         """The next scripted reply, word by word, then the ChatReply."""

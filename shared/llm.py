@@ -25,8 +25,15 @@ TIMEOUT = httpx.Timeout(120, connect=5)
 CHAT_SECONDS = 300
 """The longest answer: a model that drips on for ever must not outlive the service's 540 s."""
 
+EMBED_SECONDS = 180
+"""The longest embedding request, for the same reason; with the silence before it still below the ledger's lease."""
+
+ANSWER_BYTES = 64 * 1024 * 1024
+"""More than 512 vectors of 4,000 numbers need; a body without an end must not fill the memory."""
+
 WAIT_DEFAULT = timedelta(seconds=30)
-WAIT_LONGEST = timedelta(hours=1)
+WAIT_LONGEST = timedelta(days=1)
+"""A provider's daily limit is over by then; a longer Retry-After is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,31 @@ class ChatReply:
     output_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One vector a text, in order, and the tokens the provider counted (0: it did not say)."""
+
+    vectors: list[list[float]]
+    tokens: int
+
+
+class UnusableVectors(PermanentError):
+    """An answer that came, and is paid for (`tokens`), but cannot be stored: other count, dimension, NaN."""
+
+    def __init__(self, detail: object, tokens: int) -> None:
+        super().__init__(
+            "wrong-vectors",
+            f"The embedding model answered with something unusable: {detail}.",
+            "Check EMBEDDINGS_MODEL and EMBEDDINGS_DIM against the model.",
+        )
+        self.tokens = tokens
+
+
 class Models(Protocol):
     """What we ask of models. The twin for tests is `shared.fakes.FakeModels`."""
+
+    def embed_counted(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> Embedded:
+        """One vector a text, in order, with the tokens they cost."""
 
     def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
         """One vector a text, in order."""
@@ -52,30 +82,39 @@ class Models(Protocol):
 class LiteLLM:
     """The proxy over HTTP, in OpenAI's wire format."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, timeout: httpx.Timeout | None = None, embed_seconds: float = EMBED_SECONDS
+    ) -> None:
         self._settings = settings
+        self._embed_seconds = embed_seconds
         self._http = httpx.Client(
             base_url=settings.litellm_url,
             headers={"Authorization": f"Bearer {settings.model_api_key()}"},
-            timeout=TIMEOUT,
+            timeout=timeout or TIMEOUT,
             limits=httpx.Limits(max_connections=20, max_keepalive_connections=4),
         )
 
     def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
-        """One vector a text, in order.
+        """One vector a text, in order; raises like `embed_counted`."""
+        return self.embed_counted(texts, model=model, dimension=dimension, input_type=input_type).vectors
 
-        Raises PermanentError `model-refused` or `wrong-vectors` (other count, dimension, NaN), Postponed when the
-        provider asks for time, TransientError when the proxy cannot be reached.
+    def embed_counted(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> Embedded:
+        """One vector a text, in order, with the tokens they cost.
+
+        Raises PermanentError `model-refused`, UnusableVectors (other count, dimension, NaN), Postponed when the
+        provider asks for time, TransientError when the proxy cannot be reached, is too slow or talks nonsense.
         """
         body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "float"}
         body["input_type"] = input_type
         if self._settings.embeddings_api_base:
             body["api_base"] = self._settings.embeddings_api_base
-        with _transport_errors():
-            response = self._http.post("/v1/embeddings", json=body, headers=_trace_headers())
-            _check(response)
-            answer = _json(response)
-        return read_vectors(answer, len(texts), dimension)
+        deadline = time.monotonic() + self._embed_seconds
+        with (
+            _transport_errors(),
+            self._http.stream("POST", "/v1/embeddings", json=body, headers=_trace_headers()) as response,
+        ):
+            answer = _json(_read(response, deadline))
+        return _embedded(answer, len(texts), dimension)
 
     def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
         """The answer piece by piece, then the ChatReply. Raises like `embed`; a cut stream is a TransientError."""
@@ -135,12 +174,32 @@ def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
             if not any(vector):
                 raise ValueError("a vector of zeros has no direction")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PermanentError(
-            "wrong-vectors",
-            f"The embedding model answered with something unusable: {error}.",
-            "Check EMBEDDINGS_MODEL and EMBEDDINGS_DIM against the model.",
-        ) from None
+        raise UnusableVectors(error, 0) from None
     return vectors
+
+
+def _embedded(answer: Any, count: int, dimension: int) -> Embedded:
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
+    tokens = _count(usage.get("prompt_tokens")) or _count(usage.get("total_tokens"))
+    try:
+        return Embedded(read_vectors(answer, count, dimension), tokens)
+    except UnusableVectors as error:
+        error.tokens = tokens
+        raise
+
+
+def _read(response: httpx.Response, deadline: float) -> bytes:
+    """The body of an answer that has to be there, whole, by the deadline (time.monotonic). Raises like `_check`."""
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > ANSWER_BYTES:
+            raise _garbled()
+        if time.monotonic() > deadline:
+            raise TransientError("the model's answer came too slowly")
+    _check(response)
+    return bytes(body)
 
 
 def _server_sent(response: httpx.Response, deadline: float) -> Iterator[Any]:
@@ -186,9 +245,9 @@ def _trace_headers() -> dict[str, str]:
     return {"traceparent": traceparent} if traceparent else {}
 
 
-def _json(response: httpx.Response) -> Any:
+def _json(body: bytes) -> Any:
     try:
-        return response.json()
+        return json.loads(body)
     except (ValueError, RecursionError):
         raise _garbled() from None
 
@@ -210,8 +269,12 @@ def _check(response: httpx.Response) -> None:
 
 
 def retry_after(response: httpx.Response) -> timedelta:
-    """How long the provider wants us to wait: Retry-After in seconds or as a date (RFC 9110, 10.2.3), capped."""
-    value = response.headers.get("retry-after", "")
+    """How long the provider wants us to wait: Retry-After in seconds or as a date (RFC 9110, 10.2.3), capped.
+
+    LiteLLM hands a provider's headers on under a prefix (get_response_headers in its llm_response_utils).
+    """
+    headers = response.headers
+    value = headers.get("retry-after") or headers.get("llm_provider-retry-after") or ""
     try:
         wait = timedelta(seconds=float(value))
     except (ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""The one way to the bus: an outbox in the caller's transaction, flushed after commit; and the dead-letter archive.
+"""The one way to the bus: an outbox in the caller's transaction, flushed after commit.
 
 `publish(session, event)` writes an outbox row in the same transaction as the work it announces. After the commit the
 rows are published (the result is awaited, nothing stays in a background thread) and removed; what is left behind by a
@@ -12,20 +12,17 @@ import base64
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from sqlalchemy import (
-    CheckConstraint,
     Column,
     DateTime,
     ForeignKeyConstraint,
     Index,
-    Integer,
-    LargeBinary,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -38,7 +35,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import array_literal, metadata, operator_session, tenant_session
 from shared.errors import TransientError
-from shared.events import TenantMessage
+from shared.events import Message, TenantMessage
 from shared.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -59,32 +56,6 @@ outbox = Table(
     schema="core",
 )
 
-DEAD_LETTER_CLASSES = ("permanent", "transient", "poison")
-
-dead_letters = Table(
-    "dead_letters",
-    metadata,
-    Column("letter_id", Uuid, primary_key=True),
-    Column("origin", Text, nullable=False),
-    Column("message_id", Text, nullable=False),
-    Column("tenant_id", Uuid),
-    Column("name", Text),
-    Column("class", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("attributes", JSONB, nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    Column("traceparent", Text),
-    Column("archived_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
-    Column("replayed_at", DateTime(timezone=True)),
-    CheckConstraint(f"class in {DEAD_LETTER_CLASSES}", name="dead_letters_class_check"),
-    Index("dead_letters_archived_idx", "archived_at"),
-    schema="core",
-)
-"""Belongs to the operators, not to a tenant: the tenant may be unknown and the bytes undecodable."""
-
-LETTERS = UUID("6f1c5a52-6d5e-4d8e-9f0e-1f2f6a0d7c11")
 TASK_GRACE = "30 seconds"
 """How long the process that wrote an outbox row has to flush it before the sweep does."""
 
@@ -239,26 +210,26 @@ def publish(session: Session, message: TenantMessage, *, not_before: datetime | 
     waiting = session.info.get("outgoing")
     if waiting is None:
         waiting = session.info["outgoing"] = []
-        event.listen(session, "after_commit", _flush_committed)
-        event.listen(session, "after_rollback", _forget)
+        leaving: list[Outgoing] = []
+
+        def committed(_: Session) -> None:
+            leaving.extend(waiting)
+            waiting.clear()
+
+        event.listen(session, "after_commit", committed)
+        event.listen(session, "after_rollback", lambda _: waiting.clear())
+        session.info.setdefault("after_close", []).append(lambda: _flush(leaving))
     waiting.append(row)
 
 
-def _forget(session: Session) -> None:
-    session.info["outgoing"].clear()
-
-
-def _flush_committed(session: Session) -> None:
-    rows: list[Outgoing] = session.info["outgoing"]
-    if not rows:
-        return
-    leaving, session.info["outgoing"] = rows, []
-    if send(leaving):
-        ids = array_literal(row.event_id for row in leaving)
-        with tenant_session(leaving[0].tenant_id) as own:
+def _flush(rows: Sequence[Outgoing]) -> None:
+    """Send what was committed and take it out of the outbox, once the session has given its connection back."""
+    if rows and send(rows):
+        ids = array_literal(row.event_id for row in rows)
+        with tenant_session(rows[0].tenant_id) as own:
             own.execute(
                 text("delete from core.outbox where tenant_id = :tenant and event_id = any(cast(:ids as uuid[]))"),
-                {"tenant": leaving[0].tenant_id, "ids": ids},
+                {"tenant": rows[0].tenant_id, "ids": ids},
             )
 
 
@@ -277,6 +248,19 @@ def send(rows: Sequence[Outgoing]) -> bool:
         log.warning("publish failed, the outbox keeps %d messages for the sweep", len(rows), exc_info=True)
         return False
     return True
+
+
+PLATFORM = UUID(int=0)
+"""Stands for the tenant of a message that belongs to none."""
+
+
+def send_command(message: Message) -> bool:
+    """Publish a message of the platform at once; False when the bus did not take it.
+
+    It belongs to no tenant and so has no outbox row: a row of the caller's must be what keeps it (a job's slot).
+    """
+    data = message.data().decode()
+    return send([Outgoing(PLATFORM, message.event_id, message.topic, data, message.attributes(), None)])
 
 
 def flush_stale(limit: int = 500) -> int:
@@ -302,57 +286,6 @@ def flush_stale(limit: int = 500) -> int:
     return len(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that nobody could handle, with the reason."""
-
-    origin: str
-    message_id: str
-    data: bytes
-    attributes: dict[str, str]
-    kind: str
-    reason: str
-    message: str
-    attempts: int = 1
-
-
-def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
-    """Keep dead letters for the operators. The same message twice is one letter.
-
-    Tenant, name and trace are what the attributes claim: a hint for people, trusted by nobody.
-    """
-    for letter in letters:
-        session.execute(
-            text(
-                "insert into core.dead_letters (letter_id, origin, message_id, tenant_id, name, class, reason, message, "
-                "attempts, attributes, data, traceparent) "
-                "values (:letter_id, :origin, :message_id, :tenant_id, :name, :class, :reason, :message, "
-                ":attempts, cast(:attributes as jsonb), :data, :traceparent) on conflict do nothing"
-            ),
-            {
-                "letter_id": uuid5(LETTERS, f"{letter.origin}\n{letter.message_id}"),
-                "origin": letter.origin,
-                "message_id": letter.message_id,
-                "tenant_id": _uuid_or_none(letter.attributes.get("tenant_id")),
-                "name": storable(letter.attributes.get("name", ""))[:200] or None,
-                "class": letter.kind,
-                "reason": letter.reason,
-                "message": storable(letter.message),
-                "attempts": letter.attempts,
-                "attributes": json.dumps({storable(k): storable(v) for k, v in letter.attributes.items()}),
-                "data": letter.data,
-                "traceparent": storable(letter.attributes.get("traceparent", ""))[:100] or None,
-            },
-        )
-
-
 def storable(value: str) -> str:
     """The text without what PostgreSQL or its driver cannot take: NUL and lone surrogates."""
     return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-
-
-def _uuid_or_none(value: str | None) -> UUID | None:
-    try:
-        return UUID(value) if value else None
-    except ValueError:
-        return None

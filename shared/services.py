@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from shared.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from shared.fetching.client import Fetcher
     from shared.llm import Models
     from shared.storage import Storage
 
@@ -30,6 +31,7 @@ class Services:
     clock: Clock = field(default_factory=Clock)
     _storage: Storage | None = None
     _models: Models | None = None
+    _web: Fetcher | None = None
 
     @property
     def storage(self) -> Storage:
@@ -48,6 +50,15 @@ class Services:
 
             self._models = make_models(self.settings)
         return self._models
+
+    @property
+    def web(self) -> Fetcher:
+        """The public web, guarded."""
+        if self._web is None:
+            from shared.fetching.client import make_fetcher  # late: only ingest and maintenance fetch pages
+
+            self._web = make_fetcher(self.settings)
+        return self._web
 
 
 @lru_cache(maxsize=1)

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     """Tokens one embedding request may carry; providers cap requests at about 300,000."""
 
     # Documents.
+    documents_in_progress: int = Field(default=32, ge=1, le=10_000)
+    """Documents of one tenant in progress at once; the others wait for their turn, so that nobody else waits for them.
+    More than all workers together can hold (prod: 20 instances x 2)."""
     chunk_size: int = Field(default=800, ge=50, le=1200)
     chunk_overlap: int = Field(default=80, ge=0, le=200)
     document_max_bytes: int = Field(default=25 * 1024 * 1024, ge=1)
@@ -64,6 +67,12 @@ class Settings(BaseSettings):
     parse_memory_mb: int = Field(default=1024, ge=64)
     blob_url: str = ""
     """`file:///folder` or `gs://bucket/prefix`."""
+
+    # Web sources.
+    web_sources_allow: str = ""
+    """Hosts and networks that may be fetched although they are not public: `host[:port]`, `CIDR[:port]`, by commas."""
+    web_sources_delay: float = Field(default=1.0, ge=0, le=60)
+    """Seconds between two requests to a site that states no Crawl-delay."""
 
     # Bus. The emulator variables are Google's own where they exist.
     google_cloud_project: str = "noesis-local"

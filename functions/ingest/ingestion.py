@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from functions.ingest.chunking import Chunk, chunk_document
-from functions.ingest.parsing.document import Page, ParsedDocument
+from functions.ingest.parsing.document import Attachment, Page, ParsedDocument
 from functions.ingest.parsing.sandbox import parse_in_child
 from shared.database import tenant_session
+from shared.documents.attachments import DEEPEST, MOST, depth_of, submit_attachments, withdraw_attachments
 from shared.documents.completion import finish_version
-from shared.documents.intake import (
-    Batch,
-    Content,
-    NewChunk,
-    Reception,
-    fail_version,
-    receive,
-    skip_unchanged,
-    store,
-    withdraw,
-)
-from shared.documents.turns import next_turns, take_turn
+from shared.documents.ending import fail_version, withdraw
+from shared.documents.intake import Reception, receive, skip_unchanged
+from shared.documents.storing import Batch, Content, NewChunk, StoredAttachment, store
+from shared.documents.turns import join_line, next_turns, take_turn
 from shared.documents.vectors import text_hash
 from shared.errors import PermanentError
 from shared.events import DocumentSubmitted, DocumentWithdrawn
+from shared.messaging import storable
 from shared.services import Services
-from shared.storage import too_large
+from shared.storage import Storage, too_large
 from shared.tenants.directory import require_source
 
 log = logging.getLogger(__name__)
@@ -43,6 +39,8 @@ def ingest_document(event: DocumentSubmitted, source: str, services: Services) -
     share = services.settings.documents_in_progress
     with tenant_session(event.tenant_id) as session:
         require_source(session, event.tenant_id, source)
+        if join_line(session, event, source):
+            return
         reception = receive(session, event, source)
         if reception.stored:
             finish_version(session, event.tenant_id, reception.version_id)
@@ -69,6 +67,7 @@ def _ingest(event: DocumentSubmitted, reception: Reception, services: Services) 
     settings = services.settings
     with tenant_session(event.tenant_id) as session:
         store(session, reception, content, event.traceparent, Batch(settings.batch_size, settings.batch_tokens))
+        submit_attachments(session, reception, event, content.attachments)
     log.info("ingested", extra={"document_id": reception.document_id, "chunks": len(content.chunks)})
 
 
@@ -95,7 +94,18 @@ def read_content(event: DocumentSubmitted, reception: Reception, services: Servi
         memory_mb=settings.parse_memory_mb,
     )
     chunks = chunk_document(parsed, size=settings.chunk_size, overlap=settings.chunk_overlap)
-    return _content(parsed, chunks, content_hash, uri, len(data), event.title)
+    content = _content(parsed, chunks, content_hash, uri, len(data), event.title)
+    if depth_of(event) >= DEEPEST:
+        return content
+    return replace(content, attachments=_stored(event.tenant_id, parsed.children, services.storage))
+
+
+def _stored(tenant_id: UUID, children: Sequence[Attachment], storage: Storage) -> list[StoredAttachment]:
+    return [
+        StoredAttachment(storable(child.name), storable(child.media_type), storage.put(tenant_id, child.data))
+        for child in children[:MOST]
+        if child.data
+    ]
 
 
 def _content(
@@ -146,3 +156,4 @@ def withdraw_document(event: DocumentWithdrawn, source: str) -> None:
     with tenant_session(event.tenant_id) as session:
         require_source(session, event.tenant_id, source)
         withdraw(session, event, source)
+        withdraw_attachments(session, event, source, event.version_number())

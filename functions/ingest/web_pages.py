@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from functions.ingest.ingestion import content_hash_of, ingest_document
 from shared.database import tenant_session
-from shared.documents.intake import fail_version, receive, withdraw
+from shared.documents.ending import fail_version, withdraw
+from shared.documents.intake import receive
 from shared.errors import Postponed, Superseded
 from shared.events import DocumentSubmitted, DocumentWithdrawn
 from shared.fetching.client import Page

@@ -7,22 +7,31 @@ letter can still bring it on.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from shared.conversations.runs import fail
 from shared.database import operator_session, tenant_session
-from shared.documents.intake import fail_submission, fail_version
+from shared.dead_letters.archive import DeadLetter, archive, is_archived
+from shared.dead_letters.replay import EXHAUSTED, automatic_replays, source_of, topic_for
+from shared.documents.ending import fail_submission, fail_version
 from shared.doors import Delivery
 from shared.errors import PermanentError
-from shared.events import AnswerQuestion, DocumentSubmitted, EmbedChunks, decode
-from shared.messaging import DeadLetter, archive
+from shared.events import AnswerQuestion, DocumentSubmitted, EmbedChunks, Message, RunJob, decode
+from shared.jobs import leases
+from shared.tenants.directory import require_source
 
 log = logging.getLogger(__name__)
 
-EXHAUSTED = PermanentError(
-    "attempts-exhausted",
+FAILURE = PermanentError(
+    EXHAUSTED,
     "It failed on every delivery for a cause that did not go away.",
     "An operator finds it with `noesis dead-letters list` and replays it when the cause is mended.",
 )
+
+MAX_AUTOMATIC = 3
+"""Automatic replays of one message; what still fails then is not waiting for anything shared: it is poison."""
+
+JOBS_SUBSCRIPTION = "maintenance"
 
 # What the cloud adds when it forwards a message (https://cloud.google.com/pubsub/docs/handling-failures).
 _SOURCE = "CloudPubSubDeadLetterSourceSubscription"
@@ -32,33 +41,59 @@ _ATTEMPTS = "CloudPubSubDeadLetterSourceDeliveryCount"
 def archive_exhausted(delivery: Delivery) -> None:
     """Archive the message and fail what waits for it."""
     attempts = delivery.attributes.get(_ATTEMPTS, "")
+    origin = delivery.attributes.get(_SOURCE, delivery.subscription).rpartition("/")[2]
+    message = _own_message(delivery, origin)
     letter = DeadLetter(
-        origin=delivery.attributes.get(_SOURCE, delivery.subscription),
+        origin=origin,
         message_id=delivery.message_id,
         data=delivery.data,
         attributes=delivery.attributes,
-        kind="transient",
-        reason=EXHAUSTED.reason,
-        message=EXHAUSTED.message,
-        attempts=int(attempts) if attempts.isdecimal() else 0,
+        kind="poison",
+        reason=FAILURE.reason,
+        message=FAILURE.message,
+        attempts=int(attempts[:9]) if attempts.isdecimal() else 0,
     )
-    _fail_waiting(delivery, letter.origin)
+    with operator_session() as session:
+        if is_archived(session, letter):
+            return  # a late repeat: what failed with it may be going again by now
+        if message is not None and automatic_replays(session, message.event_id) < MAX_AUTOMATIC:
+            letter = replace(letter, kind="transient")
+    # Failed first: after a crash in between the repeat does both.
+    if message is not None:
+        _fail_waiting(message, origin)
     with operator_session() as session:
         archive(session, [letter])
-    log.warning("dead letter: %s", EXHAUSTED.reason, extra={"origin": letter.origin})
+    log.warning("dead letter: %s", FAILURE.reason, extra={"origin": origin, "class": letter.kind})
 
 
-def _fail_waiting(delivery: Delivery, origin: str) -> None:
+def _own_message(delivery: Delivery, origin: str) -> Message | None:
+    """The message, unless it cannot be read or its subscription does not carry such messages: nobody waits for it."""
     try:
         message = decode(delivery.data, delivery.attributes)
     except PermanentError:
-        return  # nobody waits for what cannot be read
-    if isinstance(message, AnswerQuestion):
+        return None
+    ours = origin == JOBS_SUBSCRIPTION if isinstance(message, RunJob) else topic_for(origin, message) is not None
+    return message if ours else None
+
+
+def _fail_waiting(message: Message, origin: str) -> None:
+    if isinstance(message, RunJob):
+        with operator_session() as operator:
+            leases.fail(operator, message.job, message.slot, FAILURE.reason)
+    elif isinstance(message, AnswerQuestion):
         with tenant_session(message.tenant_id) as session:
-            fail(session, message.tenant_id, message.run_id, EXHAUSTED)
+            fail(session, message.tenant_id, message.run_id, FAILURE)
     elif isinstance(message, EmbedChunks):
         with tenant_session(message.tenant_id) as session:
-            fail_version(session, message.tenant_id, message.version_id, EXHAUSTED)
+            fail_version(session, message.tenant_id, message.version_id, FAILURE)
     elif isinstance(message, DocumentSubmitted):
-        with tenant_session(message.tenant_id) as session:
-            fail_submission(session, message, origin.removeprefix("ingest-"), EXHAUSTED)
+        _fail_submission(message, source_of(origin))
+
+
+def _fail_submission(message: DocumentSubmitted, source: str) -> None:
+    with tenant_session(message.tenant_id) as session:
+        try:
+            require_source(session, message.tenant_id, source)
+        except PermanentError:
+            return  # who may not speak for the tenant may not fail its documents either
+        fail_submission(session, message, source, FAILURE)

@@ -6,14 +6,14 @@ import functions_framework
 
 from functions.maintenance.archiving import archive_exhausted
 from functions.maintenance.running import run_job
-from shared.doors import Delivery, by_path, handles, receives_raw
+from shared.doors import Delivery, by_path, handles, receives_raw, services
 from shared.events import RunJob
 
 
 @handles(RunJob)
 def jobs(command: RunJob, delivery: Delivery) -> None:
     """Run a job for its slot."""
-    run_job(command)
+    run_job(command, services())
 
 
 @receives_raw

@@ -84,10 +84,6 @@ create table rag.chunks (
     language text not null,
     heading_path text[] not null,
     position jsonb not null,
-    lexemes tsvector generated always as (
-        case language when 'de' then to_tsvector('german'::regconfig, text)
-                      when 'en' then to_tsvector('english'::regconfig, text)
-                      else to_tsvector('simple'::regconfig, text) end) stored,
     primary key (tenant_id, chunk_id),
     unique (tenant_id, version_id, ordinal),
     foreign key (tenant_id, version_id) references rag.versions on delete cascade,

@@ -48,6 +48,9 @@ class DocumentRow:
     pending: int
     """Versions that are received or ingested: something newer than what answers is on its way."""
     updated_at: Any
+    waiting: str | None
+    """What the newest version waits for while it is in progress: `turn`, `provider`, `budget`, `price`."""
+    waiting_until: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,9 @@ select d.document_id, d.source, d.external_id, d.title, d.state, d.reason, d.mes
             else v.chunks end as chunks_done,
        (select count(*) from rag.versions p where p.tenant_id = :tenant and p.document_id = d.document_id
          and p.state in ('received', 'ingested')) as pending,
-       d.updated_at
+       d.updated_at,
+       case when v.state in ('received', 'ingested') then v.waiting end as waiting,
+       case when v.state in ('received', 'ingested') then v.waiting_until end as waiting_until
 from rag.documents d
 left join lateral (select * from rag.versions v where v.tenant_id = :tenant and v.document_id = d.document_id
                    order by v.source_version desc limit 1) v on true

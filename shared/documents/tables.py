@@ -6,7 +6,6 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    Computed,
     DateTime,
     ForeignKeyConstraint,
     Index,
@@ -18,7 +17,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.database import metadata
 
@@ -98,15 +97,46 @@ versions = Table(
     Column("traceparent", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("waiting", Text),
+    Column("waiting_until", DateTime(timezone=True)),
     PrimaryKeyConstraint("tenant_id", "version_id"),
     UniqueConstraint("tenant_id", "document_id", "source_version"),
     ForeignKeyConstraint(
         ["tenant_id", "document_id"], ["rag.documents.tenant_id", "rag.documents.document_id"], ondelete="CASCADE"
     ),
     CheckConstraint(f"state in {VERSION_STATES}", name="versions_state_check"),
+    CheckConstraint("waiting in ('turn', 'provider', 'budget', 'price')", name="versions_waiting_check"),
     Index("versions_pending_idx", "tenant_id", "updated_at", postgresql_where=text("state = 'ingested'")),
+    Index(
+        "versions_in_progress_idx",
+        "tenant_id",
+        "updated_at",
+        # Thousands may wait for their turn; the few that are at work are counted for each of them.
+        postgresql_where=text("state in ('received', 'ingested') and waiting is distinct from 'turn'"),
+    ),
     schema="rag",
 )
+"""`waiting` is what a version in progress waits for at the moment, `waiting_until` until when if that is known."""
+
+waiting_messages = Table(
+    "waiting_messages",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("event_id", Uuid, nullable=False),
+    Column("document_id", Uuid, nullable=False),
+    Column("version_id", Uuid, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("attributes", JSONB, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "event_id"),
+    ForeignKeyConstraint(
+        ["tenant_id", "version_id"], ["rag.versions.tenant_id", "rag.versions.version_id"], ondelete="CASCADE"
+    ),
+    Index("waiting_messages_turn_idx", "tenant_id", "created_at"),
+    schema="core",
+)
+"""Submissions over a tenant's share: they go back to the bus, oldest first, as its documents are finished."""
 
 chunks = Table(
     "chunks",
@@ -124,17 +154,6 @@ chunks = Table(
     Column("language", Text, nullable=False),
     Column("heading_path", ARRAY(Text), nullable=False),
     Column("position", JSONB, nullable=False),
-    Column(
-        "lexemes",
-        TSVECTOR,
-        # A chunk's own language decides how it is stemmed; an expression index cannot, a stored column can.
-        Computed(
-            "case language when 'de' then to_tsvector('german'::regconfig, text) "
-            "when 'en' then to_tsvector('english'::regconfig, text) "
-            "else to_tsvector('simple'::regconfig, text) end",
-            persisted=True,
-        ),
-    ),
     PrimaryKeyConstraint("tenant_id", "chunk_id"),
     UniqueConstraint("tenant_id", "version_id", "ordinal"),
     ForeignKeyConstraint(

@@ -12,6 +12,9 @@ from shared.errors import PermanentError
 
 NAMESPACE = UUID("0c6c9d0e-3c8b-4a55-8f4e-8a2c1f1f5a01")
 
+MEASURED_FLOORS = {"use-v3-512": 0.235}
+"""Evidence floors of the bundled models, measured by `python -m benchmarks.retrieval_evidence` (docs/retrieval.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -21,18 +24,20 @@ class Space:
     name: str
     model: str
     dimension: int
+    evidence_floor: float | None = None
+    """From which strength on passages are evidence (`shared.retrieval.evidence`); None: not calibrated."""
 
 
 def ensure_space(operator: Session, model: str, dimension: int) -> Space:
     """The space of a model and dimension, made when it does not exist. For operators."""
     name = f"{model}-{dimension}"
-    space = Space(uuid5(NAMESPACE, name), name, model, dimension)
+    space = Space(uuid5(NAMESPACE, name), name, model, dimension, MEASURED_FLOORS.get(name))
     operator.execute(
         text(
-            "insert into rag.vector_spaces (space_id, name, model, dimension) values (:id, :name, :model, :dimension) "
-            "on conflict do nothing"
+            "insert into rag.vector_spaces (space_id, name, model, dimension, evidence_floor) "
+            "values (:id, :name, :model, :dimension, :floor) on conflict do nothing"
         ),
-        {"id": space.space_id, "name": name, "model": model, "dimension": dimension},
+        {"id": space.space_id, "name": name, "model": model, "dimension": dimension, "floor": space.evidence_floor},
     )
     return space
 
@@ -53,7 +58,7 @@ def live_spaces(session: Session, tenant_id: UUID) -> list[Space]:
     """The spaces that a searchable version must be complete in: active or filling."""
     rows = session.execute(
         text(
-            "select s.space_id, s.name, s.model, s.dimension from rag.tenant_spaces t "
+            "select s.space_id, s.name, s.model, s.dimension, s.evidence_floor from rag.tenant_spaces t "
             "join rag.vector_spaces s on s.space_id = t.space_id "
             "where t.tenant_id = :tenant and t.state in ('active', 'filling') order by s.name"
         ),
@@ -66,7 +71,7 @@ def active_space(session: Session, tenant_id: UUID) -> Space:
     """The space that answers. Raises PermanentError `no-vector-space` when the tenant has none."""
     row = session.execute(
         text(
-            "select s.space_id, s.name, s.model, s.dimension from rag.tenant_spaces t "
+            "select s.space_id, s.name, s.model, s.dimension, s.evidence_floor from rag.tenant_spaces t "
             "join rag.vector_spaces s on s.space_id = t.space_id where t.tenant_id = :tenant and t.state = 'active'"
         ),
         {"tenant": tenant_id},

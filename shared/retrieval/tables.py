@@ -21,6 +21,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.database import metadata
 
@@ -77,3 +78,88 @@ embeddings = Table(
     Index("embeddings_chunk_idx", "tenant_id", "chunk_id"),
     schema="rag",
 )
+
+_C = Text(collation="C")
+
+chunk_terms = Table(
+    "chunk_terms",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("chunk_id", Uuid, nullable=False),
+    Column("document_id", Uuid, nullable=False),
+    Column("version_id", Uuid, nullable=False),
+    Column("language", Text, nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("terms", ARRAY(Integer), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "chunk_id"),
+    ForeignKeyConstraint(
+        ["tenant_id", "chunk_id"], ["rag.chunks.tenant_id", "rag.chunks.chunk_id"], ondelete="CASCADE"
+    ),
+    Index("chunk_terms_version_idx", "tenant_id", "version_id", postgresql_include=["chunk_id"]),
+    Index("chunk_terms_terms_idx", "terms", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    schema="rag",
+)
+"""What a chunk is found by: its stems as numbers that carry the tenant, and its length in words without stop words.
+
+Written by a trigger on rag.chunks; one chunk, one row.
+"""
+
+vocabulary = Table(
+    "vocabulary",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("language", Text, nullable=False),
+    Column("stem", _C, nullable=False),
+    Column("backwards", _C, Computed("tenant_id::text || language || reverse(stem)", persisted=True), nullable=False),
+    Column("spellings", ARRAY(Integer), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "language", "stem"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    Index("vocabulary_backwards_idx", "backwards"),
+    Index("vocabulary_spellings_idx", "spellings", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+    schema="rag",
+)
+"""The stems of a tenant's chunks, for compounds (by either end) and typing errors; index care prunes it."""
+
+term_statistics = Table(
+    "term_statistics",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("term", Integer, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "term"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="rag",
+)
+"""In how many chunks a term is, for terms in many; what is not here is rare and counted when it is asked for."""
+
+corpus_statistics = Table(
+    "corpus_statistics",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    Column("average_length", Double, nullable=False),
+    Column("refreshed_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="rag",
+)
+"""Size of a tenant's corpus and mean length of its chunks, as of the last index care."""
+
+recall_probes = Table(
+    "recall_probes",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("space_id", Uuid, nullable=False),
+    Column("probed_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("queries", Integer, nullable=False),
+    Column("mean", Double, nullable=False),
+    Column("worst", Double, nullable=False),
+    Column("method", Text, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "space_id", "probed_at"),
+    ForeignKeyConstraint(
+        ["tenant_id", "space_id"], ["rag.tenant_spaces.tenant_id", "rag.tenant_spaces.space_id"], ondelete="CASCADE"
+    ),
+    CheckConstraint("method in ('hnsw', 'ivfflat', 'exact')", name="recall_probes_method_check"),
+    schema="rag",
+)
+"""recall@10 of approximate against exact search over `queries` probes; `worst` is the single worst of them."""

@@ -17,7 +17,7 @@ def make_pdf(*pages: list[str]) -> bytes:
         page = document.new_page(595, 842)
         for number, line in enumerate(lines):
             piece = raw.FPDFPageObj_CreateTextObj(document.raw, font, 11)
-            encoded = (line + "\0").encode("utf-16-le")
+            encoded = ctypes.create_string_buffer((line + "\0").encode("utf-16-le"))
             raw.FPDFText_SetText(piece, ctypes.cast(encoded, ctypes.POINTER(ctypes.c_ushort)))
             raw.FPDFPageObj_Transform(piece, 1, 0, 0, 1, 60, 780 - 16 * number)
             raw.FPDFPage_InsertObject(page.raw, piece)

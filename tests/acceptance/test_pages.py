@@ -23,7 +23,9 @@ from sqlalchemy import text
 from shared.conversations.runs import Answer, Citation, Lease, RunEvent, append_events, fail, finish, take_lease
 from shared.database import tenant_session
 from shared.documents.completion import finish_version
-from shared.documents.intake import Batch, Content, NewChunk, Reception, fail_version, receive, store
+from shared.documents.ending import fail_version
+from shared.documents.intake import Reception, receive
+from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.errors import PermanentError
 from shared.events import DocumentSubmitted
 from shared.fakes import FakeBus

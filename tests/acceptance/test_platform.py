@@ -203,7 +203,13 @@ def test_a_bad_document_fails_with_a_reason_and_the_others_go_on(
     nord = tenants[0]
     for name, (data, _) in BAD_DOCUMENTS.items():
         publish(platform, publisher, document(nord, name, data))
-    publish(platform, publisher, document(nord, "nul.txt", b"The key\x00word is Zwergmispel \xed\xa0\x80 here."))
+    publish(
+        platform,
+        publisher,
+        document(
+            nord, "nul.txt", b"The key\x00word is Zwergmispel \xed\xa0\x80 here. " + b"Ordinary text follows. " * 9
+        ),
+    )
     for name, (_, reason) in BAD_DOCUMENTS.items():
         eventually(lambda name=name: state(platform, nord, name)[0] == "failed", 60, f"{name} failed")  # type: ignore[misc]
         assert state(platform, nord, name)[1] == reason, name

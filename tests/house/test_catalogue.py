@@ -26,9 +26,23 @@ TABLES = (
     "shared.retrieval.tables",
     "shared.conversations.tables",
     "shared.jobs.tables",
+    "shared.web_sources.tables",
+    "shared.money.tables",
+    "shared.dead_letters.tables",
+    "shared.audit",
 )
 
-PLATFORM = {"core.dead_letters", "core.job_runs", "rag.vector_spaces"}
+PLATFORM = {
+    "core.audit",
+    "core.dead_letters",
+    "core.job_runs",
+    "core.prices",
+    "core.provider_gates",
+    "core.stage_spending",
+    "core.web_hosts",
+    "core.web_turns",
+    "rag.vector_spaces",
+}
 """Tables that belong to the platform; everything else belongs to a tenant."""
 
 

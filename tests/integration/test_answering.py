@@ -12,7 +12,8 @@ from functions.agent.answering import answer_question
 from shared.conversations.runs import ask, events_after, read_run, take_lease
 from shared.database import operator_session, tenant_session
 from shared.documents.completion import finish_version
-from shared.documents.intake import Batch, Content, NewChunk, receive, store
+from shared.documents.intake import receive
+from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.documents.vectors import chunks_without_vector, store_vectors, text_hash
 from shared.errors import PermanentError, Superseded, TransientError
 from shared.events import Access, AnswerQuestion, DocumentSubmitted

@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
+from shared.errors import Postponed
+from shared.llm import LiteLLM
+from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / (".venv-litellm/Scripts/python.exe" if sys.platform == "win32" else ".venv-litellm/bin/python")
@@ -47,6 +53,8 @@ class StandIn:
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, str, bytes]:
         """Status, content type and body of the answer to one request."""
         if path.endswith("/embeddings"):
+            if body["input"][0].startswith("wait"):
+                return 429, "application/json", b'{"error": {"message": "slow down", "type": "x", "code": "y"}}'
             rows = [
                 {"object": "embedding", "index": i, "embedding": [float(len(text)), 1.0]}
                 for i, text in enumerate(body["input"])
@@ -83,6 +91,8 @@ def stand_in() -> Iterator[StandIn]:
             status, kind, reply = state.reply(self.path, body)
             self.send_response(status)
             self.send_header("Content-Type", kind)
+            if status == 429:
+                self.send_header("Retry-After", "17")
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
             self.wfile.write(reply)
@@ -376,6 +386,21 @@ def test_a_providers_failure_arrives_with_its_status_and_once(service: Service, 
     assert ask(service, f"fail {SECRET}", CHAT).status_code == 429
     assert len(stand_in.requests) == 1
     assert ask(service, "Hi", CHAT).status_code == 200
+
+
+def test_a_providers_retry_after_reaches_the_caller(service: Service, stand_in: StandIn) -> None:
+    """The batch is postponed by exactly that long, and the proxy does not sleep and try again by itself."""
+    stand_in.requests.clear()
+    values: dict[str, Any] = {"database_url": "postgresql://nobody@127.0.0.1/none", "litellm_api_key": KEY}
+    models = LiteLLM(Settings(litellm_url=service.url, **values))
+    began = datetime.now(UTC)
+    with closing(models._http), pytest.raises(Postponed) as caught:
+        models.embed(["wait"], model=EMBEDDINGS, dimension=2, input_type="passage")
+    took = datetime.now(UTC) - began
+    assert timedelta(seconds=17) <= caught.value.until - began <= timedelta(seconds=17) + took
+    assert took < timedelta(seconds=15)
+    assert len(stand_in.requests) == 1
+    assert embed(service, ["abc"], EMBEDDINGS).tolist() == [[3.0, 1.0]]
 
 
 def test_neither_keys_nor_content_are_logged(service: Service) -> None:

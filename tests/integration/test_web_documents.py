@@ -16,7 +16,9 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from shared.database import tenant_session
-from shared.documents.intake import Batch, Content, NewChunk, fail_version, receive, store
+from shared.documents.ending import fail_version
+from shared.documents.intake import receive
+from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.errors import PermanentError
 from shared.events import Access, DocumentSubmitted
 from shared.fakes import FakeBus, FakeStorage

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from shared.errors import PermanentError
 from shared.retrieval import golden, metrics
-from shared.retrieval.evidence import calibrate
+from shared.retrieval.evidence import calibrate, has_evidence
 from shared.retrieval.indexes import Corpus, plan
 from shared.retrieval.questions import Filters, checked_filters, language_of
+from shared.retrieval.search import Passage
+from shared.retrieval.spaces import Space
 from shared.retrieval.statements import index_name, search_sql
 
 
@@ -41,9 +43,12 @@ def test_auc_is_the_share_of_pairs_in_order(yes: list[int], no: list[int]) -> No
     assert metrics.auc(yes, no) == pytest.approx(pairs)
 
 
-def test_the_threshold_divides_what_can_be_divided() -> None:
-    """Between two groups that do not overlap."""
-    assert metrics.best_threshold([0.8, 0.9], [0.1, 0.4]) == pytest.approx(0.6)
+def test_the_threshold_keeps_the_share_it_promises() -> None:
+    """95 of a hundred reach it, and the next higher score would be too high."""
+    scores = [n / 100 for n in range(100)]
+    assert metrics.keeping(scores, 0.95) == 0.05
+    assert metrics.keeping([0.4], 0.95) == 0.4
+    assert metrics.keeping([0.1, 0.9], 1.0) == 0.1
 
 
 def test_an_interval_holds_its_mean_and_repeats() -> None:
@@ -62,14 +67,25 @@ def test_answers_are_compared_as_squad_does() -> None:
 
 
 def test_calibration_reports_the_unseen_half() -> None:
-    """Fitted on the even, told about the odd: a perfect fit half with a random other half is not a perfect gate."""
+    """Fitted on the even questions, told about the odd ones: a perfect half does not hide a bad one."""
     yes = [0.9 if n % 2 == 0 else 0.2 for n in range(40)]
     no = [0.1 if n % 2 == 0 else 0.6 for n in range(40)]
     found = calibrate(yes, no)
-    assert 0.1 < found.floor < 0.9
-    assert found.auc == 0
+    assert (found.floor, found.auc, found.kept, found.refused) == (0.9, 0, 0, 1)
     with pytest.raises(PermanentError, match="20 questions"):
         calibrate(yes[:10], no)
+
+
+def test_evidence_is_what_reaches_the_floor_of_its_space() -> None:
+    """Nothing found is no evidence; a space that was not calibrated lets everything found pass."""
+    from uuid import uuid4
+
+    found = [Passage(uuid4(), uuid4(), uuid4(), "t", "x", (), {}, similarity=0.4, score=0.5, bm25=2.0)]
+    floors = {None: True, 0.42: True, 0.43: False}
+    for floor, expected in floors.items():
+        space = Space(uuid4(), "use-v3-512", "use-v3", 512, floor)
+        assert has_evidence(found, space) is expected
+        assert has_evidence([], space) is False
 
 
 def test_a_golden_set_survives_its_file(tmp_path: Path) -> None:

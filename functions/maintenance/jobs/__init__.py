@@ -1,1 +1,1 @@
-"""One module a job; each has `run()`, which returns counts for the record."""
+"""One module a job; each has `run(lease, services)`, which works in slices and yields its progress after each."""

@@ -1,0 +1,159 @@
+"""`noesis budgets` and `noesis costs`: what tenants may spend, what models cost, what was spent."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+from cli.context import chosen_tenant, tenant_option
+from shared.audit import record
+from shared.database import operator_session, tenant_session
+from shared.documents.storing import Batch
+from shared.documents.waiting import Cause, wake
+from shared.money.budgets import STAGE_CAPS, read_budgets, set_budget
+from shared.money.prices import set_price
+from shared.settings import get_settings
+from shared.tenants.directory import list_tenants
+
+Day = Literal["day", "month"]
+
+
+@click.group()
+def budgets() -> None:
+    """Limits of tenants in EUR a day and month, prices of models; past a limit documents wait."""
+
+
+@budgets.command()
+def show() -> None:
+    """Every tenant's limits, what is spent and reserved of them, and how many documents wait."""
+    now = datetime.now(UTC)
+    table = Table("tenant", "period", "limit EUR", "spent", "reserved", "waiting", box=None)
+    with operator_session() as session:
+        waiting = {
+            row.tenant_id: row.count
+            for row in session.execute(
+                text(
+                    "select tenant_id, count(*) as count from rag.versions where state = 'ingested' "
+                    "and waiting in ('budget', 'price') group by tenant_id"
+                )
+            )
+        }
+        for tenant in list_tenants(session):
+            for budget in read_budgets(session, tenant.tenant_id, now):
+                table.add_row(
+                    tenant.slug,
+                    budget.period,
+                    "none" if budget.limit is None else _eur(budget.limit),
+                    _eur(budget.spent),
+                    _eur(budget.reserved),
+                    str(waiting.get(tenant.tenant_id, 0)) if budget.period == "day" else "",
+                )
+    Console().print(table)
+    cap = STAGE_CAPS.get(get_settings().noesis_stage)
+    click.echo(f"Cap of this stage: {f'below {cap[1]} EUR a {cap[0]}' if cap else 'none'}.")
+
+
+@budgets.command("set")
+@click.argument("period", type=click.Choice(["day", "month"]))
+@click.argument("limit")
+@tenant_option
+def set_(period: Day, limit: str, tenant: str) -> None:
+    """Set a tenant's LIMIT in EUR for a PERIOD, or `none`; documents that wait for budget go on at once."""
+    chosen = chosen_tenant(tenant)
+    amount = None if limit == "none" else _amount(limit)
+    with operator_session() as session:
+        set_budget(session, chosen.tenant_id, period, amount)
+        record(
+            session,
+            actor=_actor(),
+            action="budget-set",
+            subject=str(chosen.tenant_id),
+            tenant_id=chosen.tenant_id,
+            period=period,
+            limit=limit,
+        )
+    woken = _wake("budget")
+    click.echo(f"{chosen.slug}: {limit} EUR a {period}. Documents that go on: {woken}.")
+
+
+@budgets.command()
+@click.argument("model")
+@click.argument("eur_per_million")
+@click.option("--from", "valid_from", type=click.DateTime(), help="Valid from (UTC); default: now.")
+def price(model: str, eur_per_million: str, valid_from: datetime | None) -> None:
+    """Enter what a MODEL costs: EUR per million input tokens."""
+    start = valid_from.replace(tzinfo=UTC) if valid_from else datetime.now(UTC)
+    with operator_session() as session:
+        set_price(session, model, _amount(eur_per_million), start)
+        record(session, actor=_actor(), action="price-set", subject=model, eur_per_million=eur_per_million, start=start)
+    woken = _wake("price")
+    click.echo(f"{model}: {eur_per_million} EUR per million tokens from {start:%Y-%m-%d %H:%M}. Go on: {woken}.")
+
+
+@click.command()
+@click.option("--days", default=30, show_default=True, type=click.IntRange(1, 3660), help="How far back.")
+def costs(days: int) -> None:
+    """What embeddings have cost, by tenant and model."""
+    table = Table("tenant", "model", "calls", "documents", "tokens", "EUR", "EUR per million", box=None)
+    with operator_session() as session:
+        rows = session.execute(
+            text(
+                "select t.slug, l.model, count(*) as calls, count(distinct l.document_id) as documents, "
+                "sum(l.tokens) as tokens, sum(l.cost_eur) as eur, (select p.eur_per_million from core.prices p "
+                "where p.model = l.model and p.valid_from <= now() order by p.valid_from desc limit 1) as price "
+                "from core.ledger l join core.tenants t on t.tenant_id = l.tenant_id "
+                "where l.booked_at > now() - make_interval(days => :days) group by t.slug, l.model "
+                "order by eur desc, tokens desc"
+            ),
+            {"days": days},
+        )
+        for row in rows:
+            shown = "no price: counted as free" if row.price is None else _eur(row.price)
+            table.add_row(
+                row.slug, row.model, str(row.calls), str(row.documents), f"{row.tokens:,}", _eur(row.eur), shown
+            )
+    Console().print(table)
+
+
+def _wake(cause: Cause) -> int:
+    """Set going what waited for it, of every tenant; whoever still may not go on waits again."""
+    settings = get_settings()
+    batch = Batch(settings.batch_size, settings.batch_tokens)
+    with operator_session() as session:
+        tenants = [
+            row.tenant_id
+            for row in session.execute(
+                text("select distinct tenant_id from rag.versions where state = 'ingested' and waiting = :cause"),
+                {"cause": cause},
+            )
+        ]
+    woken = 0
+    for tenant_id in tenants:
+        with tenant_session(tenant_id) as session:
+            woken += wake(session, tenant_id, [cause], batch)
+    return woken
+
+
+def _amount(given: str) -> Decimal:
+    try:
+        amount = Decimal(given)
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not amount.is_finite() or not 0 <= amount < 10_000_000:
+        raise click.BadParameter(f"{given} is not an amount in EUR")
+    return amount
+
+
+def _eur(amount: Decimal) -> str:
+    return f"{amount.normalize():f}"
+
+
+def _actor() -> str:
+    return f"operator:{getpass.getuser()}"

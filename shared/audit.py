@@ -1,0 +1,51 @@
+"""What people and jobs did to the platform, for good: an append-only record that names who, what, to which thing.
+
+Never content: ids, counts, codes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Column, DateTime, Index, Table, Text, Uuid, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from shared.database import metadata
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit_id", Uuid, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("tenant_id", Uuid),
+    Column("details", JSONB, nullable=False, server_default=text("'{}'")),
+    Index("audit_at_idx", "at"),
+    schema="core",
+)
+"""`action` is noun and verb (`job-done`, `dead-letter-replayed`), `subject` the id of the thing."""
+
+
+def record(
+    operator: Session, *, actor: str, action: str, subject: str, tenant_id: UUID | None = None, **details: Any
+) -> None:
+    """Write one entry in the operator's transaction: it is there exactly when what it tells is."""
+    operator.execute(
+        text(
+            "insert into core.audit (audit_id, actor, action, subject, tenant_id, details) "
+            "values (:id, :actor, :action, :subject, :tenant, cast(:details as jsonb))"
+        ),
+        {
+            "id": uuid4(),
+            "actor": actor,
+            "action": action,
+            "subject": subject,
+            "tenant": tenant_id,
+            "details": json.dumps(details, default=str),
+        },
+    )

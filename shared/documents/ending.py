@@ -1,0 +1,142 @@
+"""How a version or document ends other than searchable: it fails with a reason, or upstream withdraws it."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid5
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database import write_one
+from shared.documents.intake import document_id_of, ensure_document
+from shared.errors import PermanentError, Superseded
+from shared.events import (
+    DocumentFailed,
+    DocumentRemoved,
+    DocumentSubmitted,
+    DocumentWithdrawn,
+)
+from shared.messaging import publish
+
+
+def fail_version(session: Session, tenant_id: UUID, version_id: UUID, error: PermanentError) -> None:
+    """Record why a version cannot become searchable and tell upstream; an earlier version goes on answering.
+
+    Does nothing when the version has ended already, or is not this tenant's.
+    """
+    ids = {"tenant": tenant_id, "version": version_id}
+    row = session.execute(
+        text(
+            "select d.document_id, d.source, d.external_id, v.source_version, v.traceparent from rag.versions v "
+            "join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
+            "where v.tenant_id = :tenant and v.version_id = :version for update of d"
+        ),
+        ids,
+    ).first()
+    if row is None:
+        return
+    why = {"reason": error.reason, "message": error.message, "next_action": error.next_action}
+    failed = session.execute(
+        text(
+            "update rag.versions set state = 'failed', reason = :reason, message = :message, "
+            "next_action = :next_action, updated_at = now() "
+            "where tenant_id = :tenant and version_id = :version and state in ('received', 'ingested')"
+        ),
+        ids | why,
+    ).rowcount  # type: ignore[attr-defined]
+    if failed == 0:
+        return
+    write_one(
+        session,
+        "update rag.documents set reason = :reason, message = :message, next_action = :next_action, "
+        "state = case when current_version_id is null then 'failed' else state end, updated_at = now() "
+        "where tenant_id = :tenant and document_id = :document",
+        ids | why | {"document": row.document_id},
+    )
+    publish(
+        session,
+        DocumentFailed(
+            event_id=uuid5(version_id, "failed"),
+            tenant_id=tenant_id,
+            traceparent=row.traceparent,
+            source=row.source,
+            external_id=row.external_id,
+            source_version=row.source_version,
+            document_id=row.document_id,
+            reason=error.reason,
+            message=error.message,
+            next_action=error.next_action,
+        ),
+    )
+
+
+def fail_submission(session: Session, event: DocumentSubmitted, source: str, error: PermanentError) -> None:
+    """Fail what a submission would have become: its version, or the document that was received and never got one."""
+    document_id = document_id_of(event.tenant_id, source, event.external_id)
+    fail_version(session, event.tenant_id, uuid5(document_id, f"version:{event.version_number()}"), error)
+    session.execute(
+        text(
+            "update rag.documents set state = 'failed', reason = :reason, message = :message, "
+            "next_action = :next_action, updated_at = now() "
+            "where tenant_id = :tenant and document_id = :document and state = 'received'"
+        ),
+        {
+            "tenant": event.tenant_id,
+            "document": document_id,
+            "reason": error.reason,
+            "message": error.message,
+            "next_action": error.next_action,
+        },
+    )
+
+
+def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
+    """Take a document out of every answer, at once. A document that never arrived leaves a tombstone.
+
+    Raises Superseded when a newer version than the withdrawn one is known.
+    """
+    document_id = document_id_of(event.tenant_id, source, event.external_id)
+    number = event.version_number()
+    submitted = DocumentSubmitted(
+        tenant_id=event.tenant_id, external_id=event.external_id, source_version=number, content=""
+    )
+    ensure_document(session, submitted, source, document_id)
+    ids = {"tenant": event.tenant_id, "document": document_id, "number": number}
+    state = session.execute(
+        text(
+            "select d.state, d.withdrawn_version, (select max(v.source_version) from rag.versions v "
+            "where v.tenant_id = d.tenant_id and v.document_id = d.document_id) as newest "
+            "from rag.documents d where d.tenant_id = :tenant and d.document_id = :document for update"
+        ),
+        ids,
+    ).one()
+    if state.newest is not None and state.newest > number:
+        raise Superseded("a newer version of the document is known")
+    if state.withdrawn_version is not None and state.withdrawn_version >= number:
+        raise Superseded("the document is withdrawn already")
+    write_one(
+        session,
+        "update rag.documents set state = 'deleted', current_version_id = null, withdrawn_version = :number, "
+        "reason = null, message = null, next_action = null, updated_at = now() "
+        "where tenant_id = :tenant and document_id = :document",
+        ids,
+    )
+    session.execute(
+        text(
+            "update rag.versions set state = 'superseded', updated_at = now() where tenant_id = :tenant "
+            "and document_id = :document and state in ('received', 'ingested', 'searchable')"
+        ),
+        ids,
+    )
+    publish(
+        session,
+        DocumentRemoved(
+            event_id=uuid5(document_id, f"removed:{number}"),
+            tenant_id=event.tenant_id,
+            traceparent=event.traceparent,
+            source=source,
+            external_id=event.external_id,
+            source_version=number,
+            document_id=document_id,
+        ),
+    )

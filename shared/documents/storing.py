@@ -1,0 +1,215 @@
+"""What a received version consists of: its chunks by COPY, vectors it can keep, and commands for those it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database import copy_rows, write_one
+from shared.documents.completion import finish_version
+from shared.documents.intake import Reception
+from shared.errors import Superseded
+from shared.events import (
+    EmbedChunks,
+)
+from shared.messaging import publish
+from shared.retrieval.spaces import live_spaces
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """A chunk as ingestion hands it over: text, its place in the document, its language."""
+
+    text: str
+    text_hash: str
+    start: int
+    end: int
+    tokens: int
+    language: str
+    heading_path: tuple[str, ...]
+    position: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAttachment:
+    """A file that travelled inside a document (a mail); its bytes are in the object store."""
+
+    name: str
+    media_type: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a version consists of."""
+
+    content_hash: str
+    blob_uri: str
+    size: int
+    media_type: str
+    language: str
+    title: str
+    chunks: Sequence[NewChunk]
+    attachments: Sequence[StoredAttachment] = ()
+
+
+def store(session: Session, reception: Reception, content: Content, traceparent: str, batch: Batch) -> None:
+    """Store the chunks of a received version and ask for its embeddings, all in one transaction.
+
+    Chunks whose text the document had before keep their vectors: only what changed is embedded.
+    Raises Superseded when the version was withdrawn, failed or stored by somebody else meanwhile.
+    """
+    ids = {"tenant": reception.tenant_id, "document": reception.document_id, "version": reception.version_id}
+    session.execute(
+        text("select 1 from rag.documents where tenant_id = :tenant and document_id = :document for update"), ids
+    )
+    taken = session.execute(
+        text(
+            "update rag.versions set state = 'ingested', content_hash = :hash, blob_uri = :uri, bytes = :size, "
+            "media_type = :media_type, language = :language, chunks = :chunks, updated_at = now() "
+            "where tenant_id = :tenant and version_id = :version and state = 'received'"
+        ),
+        ids
+        | {
+            "hash": content.content_hash,
+            "uri": content.blob_uri,
+            "size": content.size,
+            "media_type": content.media_type,
+            "language": content.language,
+            "chunks": len(content.chunks),
+        },
+    ).rowcount  # type: ignore[attr-defined]
+    if taken == 0:
+        raise Superseded("this version is no longer waiting for its chunks")
+    write_one(
+        session,
+        "update rag.documents set updated_at = now(), "
+        "title = case when title in (external_id, :file) and :title <> '' then :title else title end, "
+        "state = case when current_version_id is null then 'ingested' else state end "
+        "where tenant_id = :tenant and document_id = :document",
+        ids | {"title": content.title[:512], "file": _file_name(session, reception)},
+    )
+    rows = [_chunk_row(reception, ordinal, chunk) for ordinal, chunk in enumerate(content.chunks)]
+    copy_rows(session, "rag.chunks", CHUNK_COLUMNS, rows)
+    _reuse_vectors(session, reception)
+    for command in _embed_commands(session, reception, traceparent, batch):
+        publish(session, command)
+    finish_version(session, reception.tenant_id, reception.version_id)
+
+
+def _file_name(session: Session, reception: Reception) -> str:
+    name: str = session.execute(
+        text("select file_name from rag.versions where tenant_id = :tenant and version_id = :version"),
+        {"tenant": reception.tenant_id, "version": reception.version_id},
+    ).scalar_one()
+    return name
+
+
+CHUNK_COLUMNS = (
+    "tenant_id",
+    "chunk_id",
+    "version_id",
+    "document_id",
+    "ordinal",
+    "text",
+    "text_hash",
+    "start_offset",
+    "end_offset",
+    "tokens",
+    "language",
+    "heading_path",
+    "position",
+)
+
+
+def _chunk_row(reception: Reception, ordinal: int, chunk: NewChunk) -> tuple[Any, ...]:
+    return (
+        reception.tenant_id,
+        uuid5(reception.version_id, f"chunk:{ordinal}"),
+        reception.version_id,
+        reception.document_id,
+        ordinal,
+        chunk.text,
+        chunk.text_hash,
+        chunk.start,
+        chunk.end,
+        chunk.tokens,
+        chunk.language,
+        list(chunk.heading_path),
+        chunk.position,
+    )
+
+
+def _reuse_vectors(session: Session, reception: Reception) -> None:
+    """Copy the vectors of equal chunks of this document's other versions, in every live space."""
+    session.execute(
+        text(
+            "insert into rag.embeddings (tenant_id, space_id, chunk_id, embedding) "
+            "select distinct on (c.chunk_id, e.space_id) c.tenant_id, e.space_id, c.chunk_id, e.embedding "
+            "from rag.chunks c join rag.chunks old on old.tenant_id = c.tenant_id "
+            "and old.document_id = c.document_id and old.text_hash = c.text_hash and old.version_id <> c.version_id "
+            "join rag.embeddings e on e.tenant_id = old.tenant_id and e.chunk_id = old.chunk_id "
+            "join rag.tenant_spaces s on s.tenant_id = e.tenant_id and s.space_id = e.space_id "
+            "and s.state in ('active', 'filling') "
+            "where c.tenant_id = :tenant and c.version_id = :version on conflict do nothing"
+        ),
+        {"tenant": reception.tenant_id, "version": reception.version_id},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How much one embedding request may carry: chunks and tokens."""
+
+    chunks: int
+    tokens: int
+
+
+def _embed_commands(session: Session, reception: Reception, traceparent: str, batch: Batch) -> list[EmbedChunks]:
+    commands = []
+    for space in live_spaces(session, reception.tenant_id):
+        missing = missing_chunks(session, reception.tenant_id, reception.version_id, space.space_id)
+        for group in split(missing, batch):
+            commands.append(
+                EmbedChunks(
+                    event_id=uuid5(reception.version_id, f"embed:{space.space_id}:{group[0]}"),
+                    tenant_id=reception.tenant_id,
+                    traceparent=traceparent,
+                    document_id=reception.document_id,
+                    version_id=reception.version_id,
+                    space_id=space.space_id,
+                    chunk_ids=tuple(group),
+                )
+            )
+    return commands
+
+
+def missing_chunks(session: Session, tenant_id: UUID, version_id: UUID, space_id: UUID) -> list[tuple[UUID, int]]:
+    """Chunks of a version without a vector in a space, with their tokens, in reading order."""
+    rows = session.execute(
+        text(
+            "select c.chunk_id, c.tokens from rag.chunks c where c.tenant_id = :tenant and c.version_id = :version "
+            "and not exists (select from rag.embeddings e where e.tenant_id = :tenant and e.space_id = :space "
+            "and e.chunk_id = c.chunk_id) order by c.ordinal"
+        ),
+        {"tenant": tenant_id, "version": version_id, "space": space_id},
+    )
+    return [(row.chunk_id, row.tokens) for row in rows]
+
+
+def split(chunks: Sequence[tuple[UUID, int]], batch: Batch) -> list[list[UUID]]:
+    """Chunk ids in groups that one embedding request may carry; a chunk over the token limit goes alone."""
+    groups: list[list[UUID]] = []
+    tokens = 0
+    for chunk_id, size in chunks:
+        if not groups or len(groups[-1]) >= batch.chunks or tokens + size > batch.tokens:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(chunk_id)
+        tokens += size
+    return groups

@@ -1,0 +1,93 @@
+"""Evaluation of search on a golden set: rankings, measures, and two settings side by side. Runs on what is indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from shared.retrieval import metrics
+from shared.retrieval.evidence import strength
+from shared.retrieval.golden import Question, contains
+from shared.retrieval.search import DEFAULT, Passage, Tuning, search_explained
+from shared.retrieval.spaces import Space
+from shared.tenants.directory import Principal
+
+Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
+"""Vectors of questions in the space that is evaluated."""
+
+MEASURES = ("ndcg@10", "recall@5", "recall@10", "mrr@10")
+TOP = 10
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one setting reached: each measure by question, in the order of the questions, and the time of a search."""
+
+    name: str
+    values: Mapping[str, Sequence[float]]
+    milliseconds: Sequence[float]
+    strengths: Sequence[float]
+
+    def summary(self) -> dict[str, metrics.Estimate]:
+        """Every measure with its 95 % interval."""
+        return {name: metrics.estimate(self.values[name]) for name in MEASURES}
+
+
+def evaluate(
+    session: Session,
+    principal: Principal,
+    space: Space,
+    questions: Sequence[Question],
+    embed: Embed,
+    *,
+    name: str = "default",
+    tuning: Tuning = DEFAULT,
+) -> Outcome:
+    """Ask every question as `principal` in `space` and measure.
+
+    A question counts as found where the document is right and the chunk contains the expected passage; without a
+    passage in the golden set the document is enough. Questions without `relevant` only have a strength.
+    """
+    values: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+    times, strengths = [], []
+    for start in range(0, len(questions), BATCH):
+        batch = questions[start : start + BATCH]
+        for question, vector in zip(batch, embed([q.question for q in batch]), strict=True):
+            found = search_explained(
+                session,
+                principal.tenant_id,
+                principal.member_id,
+                space,
+                question.question,
+                vector,
+                top_k=TOP,
+                tuning=tuning,
+            )
+            times.append(found.diagnostics.milliseconds)
+            strengths.append(strength(found.passages, space))
+            if question.relevant:
+                _measure(question, found.passages, values)
+    return Outcome(name, values, times, strengths)
+
+
+def compare(ours: Outcome, theirs: Outcome) -> dict[str, metrics.Estimate]:
+    """Paired differences of every measure, `ours - theirs`; an interval without 0 is a difference."""
+    return {name: metrics.difference(ours.values[name], theirs.values[name]) for name in MEASURES}
+
+
+def _measure(question: Question, passages: Sequence[Passage], values: dict[str, list[float]]) -> None:
+    relevant: metrics.Grades = {r: r.grade for r in question.relevant}
+    ranking = [
+        next(
+            (r for r in question.relevant if r.document == p.external_id and contains(p.text, r.passage)),
+            p.chunk_id,
+        )
+        for p in passages
+    ]
+    values["ndcg@10"].append(metrics.ndcg(ranking, relevant, 10))
+    values["recall@5"].append(metrics.recall(ranking, relevant, 5))
+    values["recall@10"].append(metrics.recall(ranking, relevant, 10))
+    values["mrr@10"].append(metrics.reciprocal_rank(ranking, relevant, 10))

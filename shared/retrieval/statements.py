@@ -1,0 +1,130 @@
+"""The SQL of a search: one statement, one round trip.
+
+Dense candidates come from the tenant's own approximate index where it has one, exactly otherwise; exactly too when a
+filter leaves few of them. Lexical candidates come from rag.lexical_candidates, a definer function, because a GIN index
+is never used under row-level security (FACTS). The tenant stands in the query as well as in the policies: the planner
+needs the value for the partial index and for statistics.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha256
+from uuid import UUID
+
+from sqlalchemy import TextClause, text
+
+# Visible to this member under these filters; `c` a chunk's terms, `d` its document, `p` the principal.
+_SEEN = """d.tenant_id = :tenant and d.document_id = c.document_id and d.current_version_id = c.version_id
+       and rag.visible(d, p.members, p.groups, p.collections, cast(:sources as text[]), cast(:about as jsonb),
+                       cast(:since as timestamptz), cast(:until as timestamptz))
+       and (cardinality(cast(:languages as text[])) = 0 or c.language = any(cast(:languages as text[])))"""
+
+_PRINCIPAL = """principal as materialized (
+    select array(select m.email from core.members m
+                 where m.tenant_id = :tenant and m.member_id = :member) as members,
+           array(select g.name from core.groups g join core.group_members gm
+                  on gm.tenant_id = g.tenant_id and gm.group_id = g.group_id
+                 where g.tenant_id = :tenant and gm.member_id = :member) as groups,
+           array(select cast(k.collection_id as text) from rag.collections k
+                 where k.tenant_id = :tenant and k.name = any(cast(:collections as text[]))) as collections
+)"""
+
+# set_config stands in the same one-time filter as the index's existence: it is in force before the scan begins, and
+# ends with the transaction.
+_NEAR = """near_index as materialized (
+    select set_config('hnsw.ef_search', cast(:effort as text), true) is not null
+           and set_config('ivfflat.probes', '32', true) is not null
+           and exists (select from pg_catalog.pg_class r join pg_catalog.pg_index i on i.indexrelid = r.oid
+                       where r.relname = :index and r.relnamespace = 'rag'::regnamespace and i.indisvalid) as usable
+), nearest as materialized (
+    select e.chunk_id, e.embedding::{kind}({dimension}) <=> cast(:vector as {kind}({dimension})) as distance
+    from rag.embeddings e
+    where e.tenant_id = :tenant and e.space_id = :space and (select usable from near_index)
+    order by e.embedding::{kind}({dimension}) <=> cast(:vector as {kind}({dimension}))
+    limit cast(:breadth as integer)
+), near as materialized (
+    select n.chunk_id, n.distance
+    from nearest n
+    join rag.chunk_terms c on c.tenant_id = :tenant and c.chunk_id = n.chunk_id
+    cross join principal p
+    join rag.documents d on {seen}
+    order by n.distance, n.chunk_id limit :candidates
+)"""
+
+# "+ 0" keeps the planner from any index on the distance: this is the exact search.
+_EXACT = """exact as materialized (
+    select e.chunk_id, (e.embedding <=> cast(:vector as vector)) + 0 as distance
+    from principal p
+    join rag.documents d on d.tenant_id = :tenant
+    join rag.chunk_terms c on c.tenant_id = :tenant and c.version_id = d.current_version_id
+    join rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id
+    where (select count(*) from near) < :candidates and {seen}
+), nearest_exactly as materialized (
+    select x.chunk_id, x.distance from exact x order by x.distance, x.chunk_id limit :candidates
+)"""
+
+_FUSED = """dense as materialized (
+    select n.chunk_id, n.distance from nearest_exactly n
+    union all
+    select n.chunk_id, n.distance from near n where (select count(*) from near) >= :candidates
+), lexical as materialized (
+    select l.chunk_id, l.score, l.matched, l.expanded
+    from principal p, rag.lexical_candidates(
+        :question, :language, :foreign_weight, p.members, p.groups, p.collections, cast(:sources as text[]),
+        cast(:languages as text[]), cast(:about as jsonb), cast(:since as timestamptz), cast(:until as timestamptz),
+        array(select d.chunk_id from dense d), :candidates) l
+    where cast(:lexical_weight as float8) > 0
+), ranked as (
+    select coalesce(d.chunk_id, l.chunk_id) as chunk_id, d.distance, l.score as bm25,
+           rank() over (order by d.distance nulls last) as dense_rank,
+           rank() over (order by l.score desc nulls last) as lexical_rank
+    from dense d full join lexical l on l.chunk_id = d.chunk_id
+), fused as materialized (
+    select r.chunk_id, r.bm25, r.dense_rank, r.lexical_rank, r.distance is not null as is_dense,
+           1 - coalesce(r.distance, e.embedding <=> cast(:vector as vector)) as similarity
+    from ranked r
+    join rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = r.chunk_id
+), scored as (
+    select f.*, case when cast(:by_rank as boolean)
+        then case when f.is_dense then 1.0 / (60 + f.dense_rank) else 0 end
+             + case when f.bm25 is null then 0 else cast(:lexical_weight as float8) / (60 + f.lexical_rank) end
+        else f.similarity + cast(:lexical_weight as float8) * coalesce(f.bm25, 0) end as score
+    from fused f
+), best as (
+    select s.* from scored s order by s.score desc, s.chunk_id limit :top_k
+)"""
+
+_RESULT = """select b.chunk_id, c.version_id, c.document_id, d.title, d.external_id, c.text, c.heading_path, c.position,
+       c.language, b.similarity, coalesce(b.bm25, 0) as bm25, b.score, g.*
+from (select (select cardinality(collections) from principal) as collections_known,
+             (select usable from near_index) as index_usable,
+             (select count(*) from nearest) as near_candidates, (select count(*) from near) as near_visible,
+             (select count(*) from exact) as exact_scanned, (select count(*) from dense) as dense_candidates,
+             (select count(*) from lexical) as lexical_candidates,
+             coalesce((select max(matched) from lexical), 0) as lexical_matched,
+             coalesce((select max(expanded) from lexical), 0) as lexical_expanded,
+             (select count(*) from fused) as fused) g
+left join best b on true
+left join rag.chunks c on c.tenant_id = :tenant and c.chunk_id = b.chunk_id
+left join rag.documents d on d.tenant_id = :tenant and d.document_id = c.document_id
+order by b.score desc, b.chunk_id"""
+
+
+@lru_cache(maxsize=16)
+def search_sql(dimension: int) -> TextClause:
+    """The statement for spaces of `dimension` numbers a vector: the approximate index is on that very type."""
+    near = _NEAR.format(dimension=int(dimension), kind=vector_type(dimension), seen=_SEEN)
+    statement = "with " + ", ".join((_PRINCIPAL, near, _EXACT.format(seen=_SEEN), _FUSED)) + " " + _RESULT
+    # pg8000 reads a statement character by character to find its parameters: indentation would cost a millisecond.
+    return text(" ".join(statement.split()))
+
+
+def vector_type(dimension: int) -> str:
+    """The type that is indexed: indexes on `vector` end at 2,000 dimensions, on `halfvec` at 4,000 (pgvector 0.8)."""
+    return "vector" if dimension <= 2_000 else "halfvec"
+
+
+def index_name(tenant_id: UUID, space_id: UUID) -> str:
+    """Name of the approximate index of a tenant in a space, without the schema."""
+    return f"embeddings_near_{sha256(tenant_id.bytes + space_id.bytes).hexdigest()[:24]}"
