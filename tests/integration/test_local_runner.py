@@ -94,7 +94,11 @@ def four_free_ports() -> int:
 def platform(tmp_path: Path) -> Iterator[Platform]:
     """A platform of its own, stopped afterwards whatever the test did to it."""
     names = ("POSTGRES_PORT", "BUS_PUBSUB_PORT", "BUS_HTTP_PORT", "BUS_TASKS_PORT", "LITELLM_PORT", "WEB_PORT")
-    made = Platform(tmp_path, {name: free_port() for name in names} | {"FUNCTIONS_PORT": four_free_ports()}, [])
+    ports = {name: free_port() for name in names}
+    first = four_free_ports()
+    while set(ports.values()) & set(range(first, first + 4)):
+        first = four_free_ports()
+    made = Platform(tmp_path, ports | {"FUNCTIONS_PORT": first}, [])
     # The cluster is made without fsync here, which saves seconds; the runner then runs it as always.
     postgres.start(tmp_path, made.ports["POSTGRES_PORT"], durable=False)
     postgres.stop(tmp_path)

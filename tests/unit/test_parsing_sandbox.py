@@ -30,8 +30,16 @@ def _fresh_children() -> Iterator[None]:
 
 
 def children() -> list[int]:
-    """The process ids of our direct children, whichever thread started them."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    """The process ids of our direct children that parse, whichever thread started them; a database may be another."""
+    found = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    return [int(pid) for pid in found if b"parsing.child" in _command(pid)]
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def idle() -> list[int]:
