@@ -20,6 +20,7 @@ _PullResponse = pubsub("PullResponse")
 _StreamingPullResponse = pubsub("StreamingPullResponse")
 # A pull without messages answers empty after so many seconds; the reference only says "a bounded amount of time".
 _PULL_WAIT = 10.0
+_PULL_MARGIN = 0.1
 # Messages in one answer of a stream, so that one slow consumer does not lease a whole backlog in one go.
 _STREAM_BATCH = 100
 # Subscription, message and attempt; 18 digits stay below SQLite's largest integer.
@@ -185,7 +186,10 @@ class Subscriber:
         holder = Holder()
         # A client that has given up must not lease what is published afterwards.
         context.add_callback(lambda: backlog.release_waiters(holder))
-        wait = 0.0 if request.return_immediately else _PULL_WAIT
+        # Answer a little before the client's deadline: what is leased after it reaches nobody until the lease ends.
+        remaining = context.time_remaining()
+        patience = _PULL_WAIT if remaining is None else min(_PULL_WAIT, remaining - _PULL_MARGIN)
+        wait = 0.0 if request.return_immediately else max(0.0, patience)
         deliveries = backlog.lease(holder, min(request.max_messages, 1000), wait=wait)
         return _PullResponse(received_messages=[_received(backlog, delivery) for delivery in deliveries])
 
