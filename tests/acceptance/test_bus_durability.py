@@ -51,7 +51,9 @@ class Clients:
         self.topic, self.subscription = (
             f"projects/p/{kind}/x{uuid.uuid4().hex}" for kind in ("topics", "subscriptions")
         )
-        self._channels = [grpc.insecure_channel(address) for _ in range(2)]
+        # Channels of their own: shared ones would keep waiting out the backoff of the bus that was killed.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.insecure_channel(address, options=options) for _ in range(2)]
         self.raw: Any = PublisherClient(transport=PublisherGrpcTransport(channel=self._channels[0]))
         self.subscriber: Any = pubsub_v1.SubscriberClient(transport=SubscriberGrpcTransport(channel=self._channels[1]))
 
