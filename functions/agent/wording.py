@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-# The commonest words of either language that the other does not have; enough to tell a question's language.
-_GERMAN = """der die das und ist sind ein eine einen einem einer wie was wer wo wann warum welche welcher welches
-    wieviel nicht mit für von auf im am zu zum zur bei nach über unter kann muss darf werden wird wurde hat haben es ich
-    wir sie gibt den dem des als auch oder wenn"""
-_ENGLISH = """the and is are a an how what who where when why which not with for of on in at to by after about under
-    can must may will be was were has have it i we they there this that as also or if does did do many much"""
-_FUNCTION_WORDS = {"de": frozenset(_GERMAN.split()), "en": frozenset(_ENGLISH.split())}
+from shared.retrieval.questions import language_of as language_or_simple
 
 
 def language_of(question: str) -> str:
-    """`de` or `en`: the language whose function words the question has more of; umlauts decide for German."""
-    words = re.findall(r"\w+", question.lower())
-    german = sum(word in _FUNCTION_WORDS["de"] for word in words) + bool(re.search("[äöüß]", question.lower()))
-    english = sum(word in _FUNCTION_WORDS["en"] for word in words)
-    return "en" if english > german else "de" if german > english else "en"
+    """`de` or `en`: the language an answer is framed in; English when the question does not tell."""
+    found = language_or_simple(question)
+    return "en" if found == "simple" else found
 
 
 def no_evidence_text(language: str) -> str:

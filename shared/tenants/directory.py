@@ -14,8 +14,6 @@ from shared.errors import PermanentError
 SOURCES = ("upstream", "web")
 """The sources of terraform/topology.yaml that every new tenant is bound to."""
 
-SPACES = UUID("0c6c9d0e-3c8b-4a55-8f4e-8a2c1f1f5a01")
-
 
 @dataclass(frozen=True, slots=True)
 class Principal:
