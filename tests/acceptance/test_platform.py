@@ -15,6 +15,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from google.cloud import pubsub_v1
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from shared.events import DocumentSubmitted, DocumentWithdrawn, Message
 from tests.acceptance.conftest import Platform, eventually
@@ -331,6 +333,64 @@ def test_a_killed_function_loses_nothing_and_repeats_nothing(
     assert len(whole) == len(corpus)
     assert all(row.chunks == row.stored == row.embedded == row.ordinals > 0 for row in whole)
     assert platform.rows("select 1 from core.outbox where tenant_id = :t", t=tenant) == []
+
+
+def test_a_sweep_killed_in_the_middle_is_done_by_the_next(
+    platform: Platform, publisher: pubsub_v1.PublisherClient
+) -> None:
+    """kill -9 of maintenance in mid-sweep: the next sweep takes over, and every lost batch is embedded once."""
+    slug = f"kill-sweep-{uuid4().hex[:6]}"
+    tenant = platform.tenant(slug)
+    corpus = laws(None, 12)
+    for name, data in corpus.items():
+        publish(platform, publisher, document(tenant, name, data))
+
+    def searchable() -> int:
+        rows = platform.rows(
+            "select count(*) as n from rag.documents where tenant_id = :t and state = 'searchable'", t=tenant
+        )
+        return int(rows[0].n)
+
+    eventually(lambda: searchable() == len(corpus), 60, "searchable")
+    owner = create_engine(platform.settings["MIGRATION_DATABASE_URL"], poolclass=NullPool)
+    with owner.begin() as connection:
+        # As if every embedding batch of these documents had been lost some time ago.
+        for statement in (
+            "delete from rag.embeddings where tenant_id = :t",
+            "update rag.documents set current_version_id = null, state = 'ingested' where tenant_id = :t",
+            "update rag.versions set state = 'ingested', updated_at = now() - interval '20 min' where tenant_id = :t",
+        ):
+            connection.execute(text(statement), {"t": tenant})
+    with owner.connect() as holding:
+        # A locked document stops the sweep where we want it: some batches sent, some not.
+        blocked = holding.execute(
+            text("select document_id from rag.documents where tenant_id = :t order by 1 desc limit 1 for update"),
+            {"t": tenant},
+        ).scalar_one()
+        waits = "select 1 from pg_locks where not granted"
+        platform.advance(61)
+        eventually(
+            lambda: holding.execute(text(waits)).first(), 60, "a sweep works", nudge=lambda: platform.advance(61)
+        )
+        platform.kill("maintenance")
+        holding.rollback()
+    owner.dispose()
+
+    def move_time() -> None:
+        with platform.operator.begin() as connection:
+            connection.exec_driver_sql("update core.job_runs set lease_until = lease_until - interval '3 min'")
+            # What the killed sweep had marked as looked at is looked at again after the same time.
+            connection.execute(
+                text("update rag.versions set updated_at = updated_at - interval '15 min' where tenant_id = :t"),
+                {"t": tenant},
+            )
+        platform.advance(61)
+
+    eventually(lambda: searchable() == len(corpus), 120, f"swept, {blocked} too", nudge=move_time)
+    once = platform.rows(
+        "select (select count(*) from rag.chunks where tenant_id = :t) as chunks, "
+        "(select count(*) from rag.embeddings where tenant_id = :t) as vectors", t=tenant)[0]  # fmt: skip
+    assert once.chunks == once.vectors > 0
 
 
 def test_a_killed_agent_answers_every_question_once(
