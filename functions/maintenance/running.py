@@ -7,7 +7,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from functions.maintenance.jobs import dead_letter_check, index_care, purge, recall_probe, refresh_web_sources, sweep
+from functions.maintenance.jobs import (
+    dead_letter_check,
+    index_care,
+    index_test,
+    purge,
+    recall_probe,
+    refresh_web_sources,
+    reindex,
+    schema_check,
+    sweep,
+    vacuum,
+)
 from shared.database import operator_session
 from shared.errors import PermanentError
 from shared.events import RunJob
@@ -42,6 +53,10 @@ JOBS: dict[str, Job] = {
     "purge": purge.run,
     "index-care": index_care.run,
     "recall-probe": recall_probe.run,
+    "schema-check": schema_check.run,
+    "vacuum": vacuum.run,
+    "reindex": reindex.run,
+    "index-test": index_test.run,
 }
 
 WORK_SECONDS = 480.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,13 @@ def test_every_schedule_runs_a_known_job() -> None:
     for name, schedule in TOPOLOGY["schedules"].items():
         assert schedule["job"] in JOBS, name
         assert "run-job" in TOPOLOGY["topics"][schedule["topic"]]["carries"]
+
+
+def test_work_of_the_owner_runs_as_a_process_of_its_own() -> None:
+    """Exactly the schedules of jobs that need the owner's connection say so."""
+    for name, schedule in TOPOLOGY["schedules"].items():
+        needs_owner = getattr(inspect.getmodule(JOBS[schedule["job"]]), "NEEDS_OWNER", False)
+        assert schedule.get("process", False) == needs_owner, name
 
 
 @pytest.mark.parametrize("stage", ["staging", "prod"])

@@ -1,7 +1,7 @@
 """Daily: statistics of lexical search are refreshed, approximate indexes built and dropped as tenants grew or shrank.
 
 Index builds need the owner's connection (MIGRATION_DATABASE_URL). Where this process has none, they are counted as
-`waiting` and left to `noesis indexes care`, which runs as a Cloud Run job in the cloud.
+`waiting` and left to `noesis jobs run index-care`, which runs as a Cloud Run job in the cloud.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from shared.database import operator_session
 from shared.jobs.leases import Lease, Progress
 from shared.retrieval import indexes, statistics
 from shared.services import Services
+
+NEEDS_OWNER = True
 
 
 def run(lease: Lease, services: Services) -> Iterator[Progress]:
