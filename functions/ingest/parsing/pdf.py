@@ -12,11 +12,13 @@ from itertools import islice
 import pypdfium2 as pdfium
 from pypdfium2 import raw
 
-from functions.ingest.parsing.assembly import Assembly, clean
-from functions.ingest.parsing.document import Page, ParsedDocument
+from functions.ingest.parsing.assembly import Assembly, clean, table_text
+from functions.ingest.parsing.document import Box, Page, ParsedDocument
 from functions.ingest.parsing.layout import Line, Titles, heading_sizes, paragraphs
 from functions.ingest.parsing.reasons import failure
+from functions.ingest.parsing.ruling import Sheet, draws, sheet_of
 from functions.ingest.parsing.sniffing import PDF
+from functions.ingest.parsing.tables import Row
 
 MAX_PAGES = 5_000
 _MAX_OUTLINE = 10_000
@@ -26,6 +28,8 @@ _TO_CLEAN = re.compile(
     "[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\xa0\xad\u200b\u2028\u2029\u2060\ufeff\ud800-\udfff\ufdd0-\ufdef\uffff]"
 )
 _NO_TITLES = Titles()
+_FEWEST_LINES = 2
+"""Fewer printed lines are no table."""
 _PDFIUM = threading.Lock()
 """pdfium is not safe to use from two threads, not even with two documents (fpdfview.h)."""
 
@@ -58,13 +62,16 @@ def _parse(document: pdfium.PdfDocument) -> ParsedDocument:
     assembly = Assembly()
     sheets = _sheets(document, assembly)
     outline = _outline(document)
-    sizes = {} if outline else heading_sizes(lines for _, lines in sheets)
+    sizes = {} if outline else heading_sizes(lines for _, sheet in sheets for lines, _ in sheet)
     pages = []
-    for page, lines in sheets:
+    for page, sheet in sheets:
         start = assembly.next_start
         titles = Titles(outline[page.number]) if page.number in outline else _NO_TITLES
-        for kind, level, text, boxes in paragraphs(lines, page.number, titles, sizes):
-            assembly.add_located(kind, text, boxes, level=level, page=page.number)
+        for lines, table in sheet:
+            for kind, level, text, boxes in paragraphs(lines, page.number, titles, sizes):
+                assembly.add_located(kind, text, boxes, level=level, page=page.number)
+            if table:
+                assembly.add_located("table", *_printed_table(table, page.number), level=0, page=page.number)
         end = assembly.position
         pages.append(Page(page.number, min(start, end), end, page.width, page.height, page.label))
     if not assembly.position:
@@ -73,8 +80,19 @@ def _parse(document: pdfium.PdfDocument) -> ParsedDocument:
     return assembly.finish(PDF, title=metadata.get("title"), pages=pages, metadata=metadata)
 
 
-def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page, list[Line]]]:
-    """Every readable page with its lines; what cannot be read, or was only scanned, is noted.
+def _printed_table(rows: list[Row], page: int) -> tuple[str, list[Box]]:
+    """A table as text, and a box for each of its rows."""
+    lines = [clean(table_text([row.cells])) for row in rows]
+    boxes: list[Box] = []
+    at = 0
+    for line, row in zip(lines, rows, strict=True):
+        boxes.append((at, at + len(line), page, row.x0, row.y0, row.x1, row.y1))
+        at += len(line) + 1
+    return "\n".join(lines), boxes
+
+
+def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page, Sheet]]:
+    """Every readable page with its lines and tables; what cannot be read, or was only scanned, is noted.
 
     Pages are opened by the bare functions of pdfium: the comfort of pypdfium2's objects costs a tenth of the time.
     """
@@ -86,56 +104,67 @@ def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page
             assembly.warn("pages-unreadable")
             continue
         try:
-            lines = _lines(page)
+            sheet = _read(page)
             width, height = raw.FPDF_GetPageWidthF(page), raw.FPDF_GetPageHeightF(page)
-            if not lines and _has_image(page):
+            if not sheet and _has_image(page):
                 assembly.warn("pages-without-text")
         finally:
             raw.FPDF_ClosePage(page)
         label = _label(document, index) if labelled else None
-        sheets.append((Page(index + 1, 0, 0, round(width, 1), round(height, 1), label), lines))
+        sheets.append((Page(index + 1, 0, 0, round(width, 1), round(height, 1), label), sheet))
     if not sheets:
         raise failure("corrupt", "PDF")
     return sheets
 
 
-def _lines(page: raw.FPDF_PAGE) -> list[Line]:
-    """The printed lines of a page in the order of its content.
-
-    A line's box goes from its first letter to its last: two calls; asking for every letter would halve the speed.
-    """
+def _read(page: raw.FPDF_PAGE) -> Sheet:
+    """The lines and tables of a page; [] for one without text."""
     handle = raw.FPDFText_LoadPage(page)
     if not handle:
         return []
     try:
-        text, exact = _text(handle)
-        untidy = bool(_TO_CLEAN.search(text)) or not unicodedata.is_normalized("NFC", text)
-        box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
-        lines: list[Line] = []
-        for start, printed, hyphen in _printed(text):
-            content = (clean(printed) if untidy else printed).strip()
-            if not content:
-                continue
-            first, last = start, start + len(printed) - 1
-            if not exact:
-                first, last = (max(0, raw.FPDFText_GetCharIndexFromTextIndex(handle, at)) for at in (first, last))
-            box_of(handle, first, box)
-            x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
-            box_of(handle, last, box)
-            left, bottom, right, top = box.left, box.bottom, box.right, box.top
-            lines.append(  # compared in place: calls to min() and max() would cost a tenth of the time
-                (
-                    content,
-                    x0 if x0 < left else left,
-                    y0 if y0 < bottom else bottom,
-                    x1 if x1 > right else right,
-                    y1 if y1 > top else top,
-                    hyphen,
-                )
-            )
-        return lines
+        places: list[tuple[int, str]] | None = [] if draws(page) else None
+        lines = _lines(handle, places)
+        if places and len(lines) >= _FEWEST_LINES:
+            return sheet_of(page, handle, lines, places)
+        return [(lines, [])] if lines else []
     finally:
         raw.FPDFText_ClosePage(handle)
+
+
+def _lines(handle: raw.FPDF_TEXTPAGE, places: list[tuple[int, str]] | None) -> list[Line]:
+    """The printed lines of a page in the order of its content; into `places` go first letter and letters of each.
+
+    A line's box goes from its first letter to its last: two calls; asking for every letter would halve the speed.
+    """
+    text, exact = _text(handle)
+    untidy = bool(_TO_CLEAN.search(text)) or not unicodedata.is_normalized("NFC", text)
+    box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
+    lines: list[Line] = []
+    for start, printed, hyphen in _printed(text):
+        content = (clean(printed) if untidy else printed).strip()
+        if not content:
+            continue
+        first, last = start, start + len(printed) - 1
+        if not exact:
+            first, last = (max(0, raw.FPDFText_GetCharIndexFromTextIndex(handle, at)) for at in (first, last))
+        if places is not None and exact:  # otherwise letters cannot be found, and a table stays text
+            places.append((first, printed))
+        box_of(handle, first, box)
+        x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
+        box_of(handle, last, box)
+        left, bottom, right, top = box.left, box.bottom, box.right, box.top
+        lines.append(  # compared in place: calls to min() and max() would cost a tenth of the time
+            (
+                content,
+                x0 if x0 < left else left,
+                y0 if y0 < bottom else bottom,
+                x1 if x1 > right else right,
+                y1 if y1 > top else top,
+                hyphen,
+            )
+        )
+    return lines
 
 
 def _printed(text: str) -> Iterator[tuple[int, str, bool]]:
