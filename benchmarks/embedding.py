@@ -103,7 +103,8 @@ def pipeline(tenant_id: UUID, files: dict[str, bytes]) -> float:
         submit(tenant_id, files, 1)
         done = "select count(*) from rag.versions where tenant_id = :t and state = 'ingested'"
         wait("everything ingested", lambda: count(done, tenant_id) >= len(files))
-        wait("the outbox is empty", lambda: not count("select count(*) from core.outbox where tenant_id = :t", tenant_id))
+        waiting = "select count(*) from core.outbox where tenant_id = :t"
+        wait("the outbox is empty", lambda: not count(waiting, tenant_id))
     finally:
         begun = time.perf_counter()
         send(processes, signal.SIGCONT)

@@ -69,12 +69,27 @@ def load(
     principal: Principal, space: Space, pieces: Sequence[Piece], vectors: Vectors, *, state: str = "searchable"
 ) -> None:
     """Make the pieces documents of one version each, in `state`, with their vectors."""
-    tenant = principal.tenant_id
     by_document: dict[str, list[int]] = {}
     for number, piece in enumerate(pieces):
         by_document.setdefault(piece.document, []).append(number)
-    documents, versions, chunks, embeddings = [], [], [], []
+    part: dict[str, list[int]] = {}
     for document, numbers in by_document.items():
+        part[document] = numbers
+        if sum(map(len, part.values())) >= AT_ONCE:
+            _load(principal.tenant_id, space, pieces, vectors, part, state)
+            part = {}
+    _load(principal.tenant_id, space, pieces, vectors, part, state)
+
+
+AT_ONCE = 500
+"""Chunks in one transaction: on a busy machine more would pass the driver's timeout."""
+
+
+def _load(
+    tenant: UUID, space: Space, pieces: Sequence[Piece], vectors: Vectors, part: dict[str, list[int]], state: str
+) -> None:
+    documents, versions, chunks, embeddings = [], [], [], []
+    for document, numbers in part.items():
         document_id, first = uuid5(tenant, document), pieces[numbers[0]]
         version_id = uuid5(document_id, "1")
         collection = uuid5(tenant, "collection:default")
@@ -94,7 +109,8 @@ def load(
         session.execute(
             text(
                 "update rag.documents d set current_version_id = v.version_id from rag.versions v "
-                "where d.tenant_id = :t and v.tenant_id = :t and v.document_id = d.document_id"
+                "where d.tenant_id = :t and d.current_version_id is null and v.tenant_id = :t "
+                "and v.document_id = d.document_id"
             ),
             {"t": tenant},
         )

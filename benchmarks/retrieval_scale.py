@@ -23,8 +23,10 @@ from benchmarks.retrieval_corpus import Piece, database, load, new_tenant
 from benchmarks.retrieval_vectors import CHECKOUT, Vectors, vectors
 from shared.database import operator_session, tenant_session
 from shared.retrieval import golden, indexes, probing, statistics
+from shared.retrieval.planning import pin_plans
 from shared.retrieval.questions import Filters
-from shared.retrieval.search import DEFAULT, search_explained, search_parameters
+from shared.retrieval.ranking import DEFAULT
+from shared.retrieval.search import search_explained, search_parameters
 from shared.retrieval.spaces import Space
 from shared.retrieval.statements import search_sql
 from shared.settings import get_settings
@@ -113,6 +115,7 @@ def without_rls(
             # In turns: whoever comes second finds the pages in memory.
             for times, one in ((bound, session), (free, superuser))[:: 1 if len(bound) % 2 else -1]:
                 started = time.perf_counter()
+                pin_plans(one)
                 one.execute(search_sql(space.dimension), values | {"top_k": 10}).all()
                 times.append((time.perf_counter() - started) * 1000)
     bypassing.dispose()

@@ -23,16 +23,22 @@ ENDED = ("answered", "failed", "cancelled")
 @tenant_option
 @click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
 @click.option("--timeout", default=300, help="Longest wait in seconds.")
-def ask(question: str, tenant: str, email: str, timeout: int) -> None:
+@click.option("--after", type=click.UUID, help="Run whose conversation this question continues.")
+def ask(question: str, tenant: str, email: str, timeout: int, after: UUID | None) -> None:
     """Ask a question and read a cited answer."""
     chosen = chosen_tenant(tenant)
     principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
     with tenant_session(principal.tenant_id) as session:
-        run_id = ask_question(session, principal, question)
+        before = read_run(session, principal, after) if after else None
+        if after and before is None:
+            raise click.BadParameter("there is no such run of this member", param_hint="--after")
+        conversation = before.conversation_id if before else None
+        run_id = ask_question(session, principal, question, conversation_id=conversation)
     console = Console(highlight=False)
     run = follow(principal, run_id, timeout, console)
     if run is None or run.state not in ENDED:
-        console.print("[yellow]Still working on it; ask again later or look at the page.[/yellow]")
+        waits = f" It waits for {run.waiting_for}." if run and run.waiting_for else ""
+        console.print(f"[yellow]Still working on it; ask again later or look at the page.{waits}[/yellow] {run_id}")
         raise click.exceptions.Exit(1)
     if run.state != "answered":
         console.print(f"[red]{run.state}[/red] {escape(run.message or '')}")
@@ -69,3 +75,4 @@ def show(run: Run, console: Console) -> None:
         place += [heading for heading in citation.heading_path if heading != citation.title]
         console.print(f"[bold]\\[{citation.number}][/bold] {escape(' › '.join(place))}")
         console.print(f"    “{escape(' '.join(citation.quote.split()))}”")
+    console.print(f"[dim]{run.run_id} · {run.cost_eur.normalize():f} EUR[/dim]")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+from decimal import Decimal, InvalidOperation
+
 import click
 
 from shared.database import operator_session
@@ -31,3 +34,19 @@ def acting_as(tenant: Tenant, email: str) -> Principal:
     raise PermanentError(
         "unknown-member", f"{email} is no member of {tenant.slug}.", "See `noesis tenants members`, or use --as."
     )
+
+
+def actor() -> str:
+    """Who acts, for the audit record."""
+    return f"operator:{getpass.getuser()}"
+
+
+def amount(given: str) -> Decimal:
+    """An amount in EUR from the command line. Raises BadParameter."""
+    try:
+        found = Decimal(given)
+    except InvalidOperation:
+        found = Decimal(-1)
+    if not found.is_finite() or not 0 <= found < 10_000_000:
+        raise click.BadParameter(f"{given} is not an amount in EUR")
+    return found

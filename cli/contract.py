@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from shared.events import (
     Access,
     AnswerReady,
+    BudgetNearlySpent,
     DocumentFailed,
     DocumentIndexed,
     DocumentRemoved,
@@ -21,7 +22,7 @@ from shared.events import (
 )
 
 INBOUND: tuple[type[Message], ...] = (DocumentSubmitted, DocumentWithdrawn)
-OUTBOUND: tuple[type[Message], ...] = (DocumentIndexed, DocumentFailed, DocumentRemoved, AnswerReady)
+OUTBOUND: tuple[type[Message], ...] = (DocumentIndexed, DocumentFailed, DocumentRemoved, AnswerReady, BudgetNearlySpent)
 PUBLIC = {kind.wire_name: kind for kind in (*INBOUND, *OUTBOUND)}
 
 SOURCE_TOPIC = "documents-{source}"
@@ -99,6 +100,13 @@ _MADE: tuple[Message, ...] = (
         run_id=UUID("b3f1a0de-93c5-4b0e-8c39-77a2f7c5a101"),
         conversation_id=UUID("5f3c3c9a-2b7d-5f0e-9e61-3ed0a4b7c202"),
         state="answered",
+    ),
+    BudgetNearlySpent(
+        **_SHARED,
+        period="day",
+        starts_at=datetime(2026, 11, 21, tzinfo=UTC),
+        limit_eur="5",
+        used_eur="4.0125",
     ),
 )
 

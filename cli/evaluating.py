@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from cli.context import acting_as, chosen_tenant, tenant_option
+from shared.conversations.feedback import golden_questions
 from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError
-from shared.retrieval import evidence, golden
+from shared.retrieval import evidence, golden, judging
 from shared.retrieval.evaluation import MEASURES, Outcome, compare, evaluate
-from shared.retrieval.search import DEFAULT, Tuning
-from shared.retrieval.spaces import Space, active_space
+from shared.retrieval.ranking import DEFAULT, Tuning
+from shared.retrieval.spaces import Space, active_space, space_by_name
 from shared.services import services
 from shared.tenants.directory import Principal
+
+space_option = click.option(
+    "--space", default="", help="In this vector space, say a campaign's; default the active one."
+)
 
 
 @click.group(name="eval")
@@ -33,8 +41,12 @@ def evaluating() -> None:
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--asked-in", default="de", show_default=True, type=click.Choice(["de", "en"]), help="XQuAD questions.")
 @click.option("--written-in", default="de", show_default=True, type=click.Choice(["de", "en"]), help="XQuAD corpus.")
-def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: str) -> None:
-    """Write TARGET/questions.jsonl and, where there is one, TARGET/corpus/ with a file a document to submit."""
+@click.option("--hold-out", type=click.IntRange(2), help="XQuAD: leave every such article out of the corpus.")
+def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: str, hold_out: int | None) -> None:
+    """Write TARGET/questions.jsonl and, where there is one, TARGET/corpus/ with a file a document to submit.
+
+    With --hold-out also TARGET/unanswerable.jsonl: questions about what was left out, for `calibrate` and `answers`.
+    """
     texts: list[golden.CorpusText] = []
     if kind == "xquad":
         asking, written = (source / f"xquad.{language}.json" for language in (asked_in, written_in))
@@ -43,6 +55,9 @@ def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: st
         texts, questions = golden.cranfield(source)
     else:
         questions = golden.known_items(sorted(source.glob("*.md")))
+    if hold_out and kind == "xquad":
+        texts, questions, unanswerable = golden.held_out(texts, questions, hold_out)
+        golden.write(target / "unanswerable.jsonl", unanswerable)
     count = golden.write(target / "questions.jsonl", questions)
     for item in texts:
         path = target / "corpus" / f"{item.document}.txt"
@@ -55,13 +70,21 @@ def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: st
 @click.argument("questions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @tenant_option
 @click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
+@space_option
+@click.option("--against-space", default="", help="A second space beside the first, say a campaign's.")
 @click.option("--against", "settings", multiple=True, help="A second setting, e.g. by_rank=true or lexical_weight=0.1.")
-def run(questions: Path, tenant: str, email: str, settings: tuple[str, ...]) -> None:
-    """Ask every question of a golden set and print the measures with 95 % intervals."""
+def run(questions: Path, tenant: str, email: str, space: str, against_space: str, settings: tuple[str, ...]) -> None:
+    """Ask every question of a golden set and print the measures with 95 % intervals.
+
+    A second space or setting is asked the same questions; the differences are paired.
+    """
     asked = golden.read_questions(questions)
-    principal, space = _who(tenant, email)
-    tunings = {"default": DEFAULT} | ({"other": _tuning(settings)} if settings else {})
-    outcomes = [_outcome(principal, space, asked, name, tuning) for name, tuning in tunings.items()]
+    principal, chosen = _who(tenant, email, space)
+    outcomes = [_outcome(principal, chosen, asked, chosen.name, DEFAULT)]
+    if settings or against_space:
+        other = _who(tenant, email, against_space)[1] if against_space else chosen
+        name = " ".join((other.name, *settings))
+        outcomes.append(_outcome(principal, other, asked, name, _tuning(settings)))
     table = Table("setting", *MEASURES, "ms p50", "ms p95")
     for outcome in outcomes:
         table.add_row(
@@ -74,15 +97,72 @@ def run(questions: Path, tenant: str, email: str, settings: tuple[str, ...]) -> 
 
 
 @evaluating.command()
+@click.argument("questions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@tenant_option
+@click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many questions.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the answers to this file.")
+@click.option("--answers", "given", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Judge these.")
+@click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="And these beside them.")
+def answers(
+    questions: Path,
+    tenant: str,
+    email: str,
+    limit: int | None,
+    save: Path | None,
+    given: Path | None,
+    against: Path | None,
+) -> None:
+    """Answer a golden set by the whole agent, in this process, and judge answers and citations.
+
+    With --answers nothing is asked: the answers of that file are judged. --against judges a second file, saved earlier
+    or made by another product; the differences are paired, with 95 % intervals.
+    """
+    asked = golden.read_questions(questions)[:limit]
+    if given is None:
+        from cli.golden_answers import answers_to  # late: LangGraph costs 0.85 s (FACTS), judging needs none
+
+        principal = _member(tenant, email)
+        track = Progress(console=Console(stderr=True), transient=True)
+        with track:
+            found = list(track.track(answers_to(principal, asked, services()), total=len(asked), description="asking"))
+    else:
+        found = golden.read_items(judging.Given, given)
+    if save is not None:
+        golden.write(save, found)
+    judged = [judging.judge(asked, found, name=given.stem if given else "now")]
+    if against is not None:
+        judged.append(judging.judge(asked, golden.read_items(judging.Given, against), name=against.stem))
+    _show_judged(judged)
+    failures = Counter(answer.failure for answer in found if answer.failure)
+    if failures:
+        click.echo("Not answered: " + ", ".join(f"{count} {why}" for why, count in failures.most_common()))
+
+
+@evaluating.command()
+@click.argument("questions", type=click.Path(dir_okay=False, path_type=Path))
+@tenant_option
+def grow(questions: Path, tenant: str) -> None:
+    """Add the tenant's questions whose answers its members found good to QUESTIONS; none twice."""
+    chosen = chosen_tenant(tenant)
+    known = golden.read_questions(questions) if questions.exists() else []
+    with tenant_session(chosen.tenant_id) as session:
+        new = list(golden_questions(session, chosen.tenant_id))
+    count = golden.write(questions, golden.merged(known, new))
+    click.echo(f"{questions}: {count} questions, {count - len(known)} new.")
+
+
+@evaluating.command()
 @click.argument("answerable", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("unanswerable", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @tenant_option
-@click.option("--store", is_flag=True, help="Store the floor with the tenant's vector space.")
-def calibrate(answerable: Path, unanswerable: Path, tenant: str, store: bool) -> None:
+@space_option
+@click.option("--store", is_flag=True, help="Store the floor with the vector space.")
+def calibrate(answerable: Path, unanswerable: Path, tenant: str, space: str, store: bool) -> None:
     """Fit the evidence gate of the tenant's space on half of the questions, report on the other half."""
-    principal, space = _who(tenant, "")
+    principal, chosen = _who(tenant, "", space)
     strengths = [
-        _outcome(principal, space, golden.read_questions(path), path.stem, DEFAULT).strengths
+        _outcome(principal, chosen, golden.read_questions(path), path.stem, DEFAULT).strengths
         for path in (answerable, unanswerable)
     ]
     found = evidence.calibrate(*strengths)
@@ -92,22 +172,28 @@ def calibrate(answerable: Path, unanswerable: Path, tenant: str, store: bool) ->
     )
     if store:
         with operator_session() as session:
-            evidence.store_floor(session, space, found.floor)
-        click.echo(f"Stored with {space.name}.")
+            evidence.store_floor(session, chosen, found.floor)
+        click.echo(f"Stored with {chosen.name}.")
 
 
-def _who(tenant: str, email: str) -> tuple[Principal, Space]:
+def _member(tenant: str, email: str) -> Principal:
     chosen = chosen_tenant(tenant)
-    principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
+    return acting_as(chosen, email or f"admin@{chosen.slug}.example")
+
+
+def _who(tenant: str, email: str, space: str) -> tuple[Principal, Space]:
+    principal = _member(tenant, email)
     with tenant_session(principal.tenant_id) as session:
-        return principal, active_space(session, principal.tenant_id)
+        active = active_space(session, principal.tenant_id)
+        return principal, space_by_name(session, space) if space else active
 
 
 def _outcome(
     principal: Principal, space: Space, questions: Sequence[golden.Question], name: str, tuning: Tuning
 ) -> Outcome:
     def embed(texts: Sequence[str]) -> list[list[float]]:
-        return services().models.embed(texts, model=space.model, dimension=space.dimension, input_type="query")
+        asked = [space.as_query(question) for question in texts]
+        return services().models.embed(asked, model=space.model, dimension=space.dimension, input_type="query")
 
     with tenant_session(principal.tenant_id) as session:
         return evaluate(session, principal, space, questions, embed, name=name, tuning=tuning)
@@ -126,6 +212,21 @@ def _tuning(settings: Sequence[str]) -> Tuning:
         except ValueError:
             raise PermanentError("bad-setting", f"{setting!r} is no number.", "Write name=number.") from None
     return replace(DEFAULT, **values)  # type: ignore[arg-type] # the names were checked above
+
+
+def _show_judged(judged: Sequence[judging.Judgement]) -> None:
+    """A line a measure, with the number of questions it applies to; a second judgement beside the first."""
+    table = Table("measure", "questions", *(escape(one.name) for one in judged), *["difference"] * (len(judged) - 1))
+    gaps = judging.compare(judged[0], judged[1]) if len(judged) == 2 else {}
+    for measure in judging.MEASURES:
+        values = [value for value in judged[0].values[measure] if value is not None]
+        estimates = [one.summary()[measure] for one in judged]
+        cells = ["" if e is None else _cell(e.mean, e.low, e.high) for e in estimates]
+        if gaps:
+            gap = gaps[measure]
+            cells.append("" if gap is None else _cell(gap.mean, gap.low, gap.high, signed=True))
+        table.add_row(measure, str(len(values)), *cells)
+    Console().print(table)
 
 
 def _cell(mean: float, low: float, high: float, *, signed: bool = False) -> str:

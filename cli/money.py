@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -14,25 +14,26 @@ from sqlalchemy import text
 
 from cli.context import chosen_tenant, tenant_option
 from shared.audit import record
+from shared.conversations.waiting import wake_runs
 from shared.database import operator_session, tenant_session
 from shared.documents.storing import Batch
-from shared.documents.waiting import Cause, wake
-from shared.money.budgets import STAGE_CAPS, read_budgets, set_budget
+from shared.documents.waiting import wake
+from shared.money.budgets import STAGE_CAPS, read_budgets, run_limit, set_budget
 from shared.money.prices import set_price
 from shared.settings import get_settings
 from shared.tenants.directory import list_tenants
 
-Day = Literal["day", "month"]
+Day = Literal["run", "day", "month"]
 
 
 @click.group()
 def budgets() -> None:
-    """Limits of tenants in EUR a day and month, prices of models; past a limit documents wait."""
+    """Limits of tenants in EUR a question, day and month, prices of models; past a limit work waits."""
 
 
 @budgets.command()
 def show() -> None:
-    """Every tenant's limits, what is spent and reserved of them, and how many documents wait."""
+    """Every tenant's limits, what is spent and reserved of them, and how many documents and questions wait."""
     now = datetime.now(UTC)
     table = Table("tenant", "period", "limit EUR", "spent", "reserved", "waiting", box=None)
     with operator_session() as session:
@@ -40,8 +41,10 @@ def show() -> None:
             row.tenant_id: row.count
             for row in session.execute(
                 text(
-                    "select tenant_id, count(*) as count from rag.versions where state = 'ingested' "
-                    "and waiting in ('budget', 'price') group by tenant_id"
+                    "select tenant_id, count(*) as count from (select tenant_id from rag.versions "
+                    "where state = 'ingested' and waiting in ('budget', 'price') union all "
+                    "select tenant_id from core.runs where state = 'waiting' and waiting_for in ('budget', 'price')) w "
+                    "group by tenant_id"
                 )
             )
         }
@@ -55,17 +58,20 @@ def show() -> None:
                     _eur(budget.reserved),
                     str(waiting.get(tenant.tenant_id, 0)) if budget.period == "day" else "",
                 )
+            limit = run_limit(session, tenant.tenant_id)
+            if limit is not None:
+                table.add_row(tenant.slug, "run", _eur(limit), "", "", "")
     Console().print(table)
     cap = STAGE_CAPS.get(get_settings().noesis_stage)
     click.echo(f"Cap of this stage: {f'below {cap[1]} EUR a {cap[0]}' if cap else 'none'}.")
 
 
 @budgets.command("set")
-@click.argument("period", type=click.Choice(["day", "month"]))
+@click.argument("period", type=click.Choice(["run", "day", "month"]))
 @click.argument("limit")
 @tenant_option
 def set_(period: Day, limit: str, tenant: str) -> None:
-    """Set a tenant's LIMIT in EUR for a PERIOD, or `none`; documents that wait for budget go on at once."""
+    """Set a tenant's LIMIT in EUR for a PERIOD (run: one question), or `none`; what waits for it goes on at once."""
     chosen = chosen_tenant(tenant)
     amount = None if limit == "none" else _amount(limit)
     with operator_session() as session:
@@ -80,19 +86,21 @@ def set_(period: Day, limit: str, tenant: str) -> None:
             limit=limit,
         )
     woken = _wake("budget")
-    click.echo(f"{chosen.slug}: {limit} EUR a {period}. Documents that go on: {woken}.")
+    click.echo(f"{chosen.slug}: {limit} EUR a {period}. Documents and questions that go on: {woken}.")
 
 
 @budgets.command()
 @click.argument("model")
 @click.argument("eur_per_million")
+@click.option("--output", "output", help="EUR per million output tokens, for a chat model.")
 @click.option("--from", "valid_from", type=click.DateTime(), help="Valid from (UTC); default: now.")
-def price(model: str, eur_per_million: str, valid_from: datetime | None) -> None:
-    """Enter what a MODEL costs: EUR per million input tokens."""
+def price(model: str, eur_per_million: str, output: str | None, valid_from: datetime | None) -> None:
+    """Enter what a MODEL costs: EUR per million input tokens, and output tokens if it writes."""
     start = valid_from.replace(tzinfo=UTC) if valid_from else datetime.now(UTC)
     with operator_session() as session:
-        set_price(session, model, _amount(eur_per_million), start)
-        record(session, actor=_actor(), action="price-set", subject=model, eur_per_million=eur_per_million, start=start)
+        set_price(session, model, _amount(eur_per_million), start, None if output is None else _amount(output))
+        entered: dict[str, Any] = {"eur_per_million": eur_per_million, "output": output, "start": start}
+        record(session, actor=_actor(), action="price-set", subject=model, **entered)
     woken = _wake("price")
     click.echo(f"{model}: {eur_per_million} EUR per million tokens from {start:%Y-%m-%d %H:%M}. Go on: {woken}.")
 
@@ -100,15 +108,20 @@ def price(model: str, eur_per_million: str, valid_from: datetime | None) -> None
 @click.command()
 @click.option("--days", default=30, show_default=True, type=click.IntRange(1, 3660), help="How far back.")
 def costs(days: int) -> None:
-    """What embeddings have cost, by tenant and model."""
-    table = Table("tenant", "model", "calls", "documents", "tokens", "EUR", "EUR per million", box=None)
+    """What documents and answers have cost, by tenant and model."""
+    table = Table(
+        "tenant", "model", "calls", "documents", "questions", "tokens in", "out", "EUR", "EUR per million", box=None
+    )
     with operator_session() as session:
         rows = session.execute(
             text(
                 "select t.slug, l.model, count(*) as calls, count(distinct l.document_id) as documents, "
-                "sum(l.tokens) as tokens, sum(l.cost_eur) as eur, (select p.eur_per_million from core.prices p "
-                "where p.model = l.model and p.valid_from <= now() order by p.valid_from desc limit 1) as price "
-                "from core.ledger l join core.tenants t on t.tenant_id = l.tenant_id "
+                "count(distinct l.run_id) as questions, sum(l.tokens) as tokens, sum(l.output_tokens) as output, "
+                "sum(l.cost_eur) as eur, max(p.eur_per_million) as price, "
+                "max(p.eur_per_million_output) as output_price "
+                "from core.ledger l left join lateral (select * from core.prices p where p.model = l.model "
+                "and p.valid_from <= now() order by p.valid_from desc limit 1) p on true "
+                "join core.tenants t on t.tenant_id = l.tenant_id "
                 "where l.booked_at > now() - make_interval(days => :days) group by t.slug, l.model "
                 "order by eur desc, tokens desc"
             ),
@@ -116,13 +129,14 @@ def costs(days: int) -> None:
         )
         for row in rows:
             shown = "no price: counted as free" if row.price is None else _eur(row.price)
-            table.add_row(
-                row.slug, row.model, str(row.calls), str(row.documents), f"{row.tokens:,}", _eur(row.eur), shown
-            )
+            if row.output_price is not None:
+                shown += f" / {_eur(row.output_price)}"
+            counts = (str(row.calls), str(row.documents), str(row.questions), f"{row.tokens:,}", f"{row.output:,}")
+            table.add_row(row.slug, row.model, *counts, _eur(row.eur), shown)
     Console().print(table)
 
 
-def _wake(cause: Cause) -> int:
+def _wake(cause: Literal["budget", "price"]) -> int:
     """Set going what waited for it, of every tenant; whoever still may not go on waits again."""
     settings = get_settings()
     batch = Batch(settings.batch_size, settings.batch_tokens)
@@ -130,7 +144,10 @@ def _wake(cause: Cause) -> int:
         tenants = [
             row.tenant_id
             for row in session.execute(
-                text("select distinct tenant_id from rag.versions where state = 'ingested' and waiting = :cause"),
+                text(
+                    "select tenant_id from rag.versions where state = 'ingested' and waiting = :cause union "
+                    "select tenant_id from core.runs where state = 'waiting' and waiting_for = :cause"
+                ),
                 {"cause": cause},
             )
         ]
@@ -138,6 +155,8 @@ def _wake(cause: Cause) -> int:
     for tenant_id in tenants:
         with tenant_session(tenant_id) as session:
             woken += wake(session, tenant_id, [cause], batch)
+        with tenant_session(tenant_id) as session:
+            woken += wake_runs(session, tenant_id, [cause])
     return woken
 
 

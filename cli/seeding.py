@@ -13,7 +13,7 @@ from shared.database import operator_session
 from shared.documents.intake import document_id_of
 from shared.errors import PermanentError
 from shared.events import DocumentSubmitted
-from shared.retrieval.spaces import activate_first, ensure_space
+from shared.retrieval.spaces import activate_first, space_for_new_tenants
 from shared.settings import get_settings
 from shared.tenants.directory import create_tenant
 
@@ -33,7 +33,7 @@ def seed(wait: bool) -> None:
     for slug, name in NAMES.items():
         with operator_session() as session:
             tenant = create_tenant(session, slug, name, f"admin@{slug}.example")
-            space = ensure_space(session, settings.embeddings_model, settings.embeddings_dim)
+            space = space_for_new_tenants(session, settings)
             activate_first(session, tenant.tenant_id, space)
         events = [
             DocumentSubmitted(

@@ -69,8 +69,11 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
 
 def submission(tenant_id: UUID, path: Path, collection: str, services: Services) -> DocumentSubmitted:
     """The event for a file: inline when small, through the object store when not."""
-    data = path.read_bytes()
-    inline = len(data) <= INLINE_LIMIT
+    with path.open("rb") as file:
+        data = file.read(INLINE_LIMIT + 1)
+        inline = len(data) <= INLINE_LIMIT
+        # The operator has the store's own credentials: a resumable upload, and the file is never in memory whole.
+        uri = None if inline else services.storage.put_file(tenant_id, file)
     return DocumentSubmitted(
         tenant_id=tenant_id,
         external_id=str(path.absolute())[-512:],
@@ -78,7 +81,7 @@ def submission(tenant_id: UUID, path: Path, collection: str, services: Services)
         file_name=path.name,
         collection=collection,
         content=base64.b64encode(data).decode() if inline else None,
-        uri=None if inline else services.storage.put(tenant_id, data),
+        uri=uri,
     )
 
 

@@ -1,4 +1,4 @@
-"""`noesis tenants`: list, create, members, bind."""
+"""`noesis tenants`: list, create, members, bind; export and erase are in `cli.erasing`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.table import Table
 from sqlalchemy import text
 
 from cli.context import chosen_tenant, tenant_option
+from cli.erasing import erase, export, verify_certificate, verify_export_
 from shared.database import operator_session
-from shared.retrieval.spaces import activate_first, ensure_space
+from shared.retrieval.spaces import activate_first, space_for_new_tenants
 from shared.settings import get_settings
 from shared.tenants.directory import add_member, add_to_group, bind_source, create_tenant, list_tenants
 
@@ -43,7 +44,7 @@ def create(slug: str, name: str, admin: str) -> None:
     settings = get_settings()
     with operator_session() as session:
         tenant = create_tenant(session, slug, name or slug, admin or f"admin@{slug}.example")
-        space = ensure_space(session, settings.embeddings_model, settings.embeddings_dim)
+        space = space_for_new_tenants(session, settings)
         activate_first(session, tenant.tenant_id, space)
     click.echo(str(tenant.tenant_id))
 
@@ -89,3 +90,7 @@ def bind(source: str, tenant: str) -> None:
     with operator_session() as session:
         bind_source(session, chosen.tenant_id, source)
     click.echo(f"{source} may speak for {chosen.slug}.")
+
+
+for command in (export, verify_export_, erase, verify_certificate):
+    tenants.add_command(command)

@@ -1,7 +1,9 @@
 """Start the model service: `python -m litellm_service --host 127.0.0.1 --port 4000`.
 
 Reads LITELLM_MASTER_KEY, CHAT_MODEL, EMBEDDINGS_MODEL, EMBEDDINGS_DIM, EMBEDDINGS_API_BASE, EMBEDDINGS_API_KEY,
-LITELLM_DATABASE_URL and the providers' own variables; ends with status 2 and one line when it may not start.
+MORE_EMBEDDINGS_MODELS,
+RERANK_MODEL, RERANK_API_BASE, RERANK_API_KEY, LITELLM_DATABASE_URL and the providers' own variables; ends with status 2
+and one line when it may not start.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from litellm_service.configuration import StartRefused, check_version, process_environment, proxy_config
+from litellm_service.configuration import StartRefused, check_version, own_address, process_environment, proxy_config
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
                 "LITELLM_DATABASE_URL is set, but virtual keys need the package prisma in this environment"
             )
         base = yaml.safe_load((Path(__file__).parent / "config.yaml").read_text(encoding="utf-8"))
-        config = proxy_config(base, environment)
+        config = proxy_config(base, environment, own_address(arguments.host, arguments.port))
     except StartRefused as refused:
         print(f"litellm_service: {refused}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -70,10 +72,13 @@ def _serve(config: Path, host: str, port: int) -> None:
     # Without collections in between the imports (a million objects that stay) take a fifth less time.
     gc.disable()
     # Late: the imports take ten seconds and read the environment set above.
-    import litellm.proxy.proxy_server  # noqa: F401
     from litellm.proxy.proxy_cli import run_server
+    from litellm.proxy.proxy_server import app
 
-    from litellm_service import logs
+    from litellm_service import logs, reranking
+
+    # Before LiteLLM's own routes, the last of which takes every path.
+    app.router.routes.insert(0, reranking.route())
 
     gc.freeze()
     gc.enable()

@@ -11,6 +11,8 @@ REFUSED_VERSIONS = frozenset({"1.82.7", "1.82.8", "1.107.0"})
 MIN_KEY_CHARS = 16
 # An OpenAI-compatible server without keys still gets an Authorization header from the client library.
 _NO_KEY = "none"
+RERANKER = "sentences"
+LOCAL = "http://127.0.0.1:4000"
 
 # Settings of the process that LiteLLM reads when it is imported.
 _FIXED = {
@@ -61,14 +63,24 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def proxy_config(base: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """`base` (config.yaml) with the models of CHAT_MODEL and EMBEDDINGS_MODEL and the key check added.
+def own_address(host: str, port: int) -> str:
+    """Where this process reaches itself: a service that listens everywhere is reached at loopback."""
+    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # compared, not bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
+
+def proxy_config(base: Mapping[str, Any], environment: Mapping[str, str], address: str = LOCAL) -> dict[str, Any]:
+    """`base` (config.yaml) with the models of CHAT_MODEL, EMBEDDINGS_MODEL, RERANK_MODEL and the key check added.
+
+    `address` is the proxy's own: the bundled re-ranker is served there (see `reranking`).
     Keys stay references to the environment, so that the result may be written to disk.
     """
     config: dict[str, Any] = copy.deepcopy(dict(base))
     known = {entry["model_name"] for entry in config["model_list"]}
-    for entry in (_chat_entry(environment), _embeddings_entry(environment)):
+    config["model_list"].append(_bundled_reranker(address))
+    known.add(RERANKER)
+    entries = [_chat_entry(environment), _embeddings_entry(environment), _rerank_entry(environment)]
+    for entry in [*entries, *_more_embeddings(environment)]:
         if entry and entry["model_name"] not in known:
             config["model_list"].append(entry)
             known.add(entry["model_name"])
@@ -77,16 +89,39 @@ def proxy_config(base: Mapping[str, Any], environment: Mapping[str, str]) -> dic
     return config
 
 
+def _bundled_reranker(address: str) -> dict[str, Any]:
+    """The bundled re-ranker, behind the client of vLLM's rerank endpoint."""
+    return {
+        "model_name": RERANKER,
+        "litellm_params": {
+            "model": f"hosted_vllm/{RERANKER}",
+            "api_base": f"{address}/noesis/rerank",
+            "api_key": "os.environ/LITELLM_MASTER_KEY",
+        },
+        "model_info": {"mode": "rerank", "input_cost_per_token": 0, "output_cost_per_token": 0},
+    }
+
+
+def _rerank_entry(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """The model of RERANK_MODEL, at RERANK_API_BASE when it is set (with RERANK_API_KEY or none), else where the
+    provider is, with the provider's own key (COHERE_API_KEY, JINA_AI_API_KEY …).
+    """
+    name = environment.get("RERANK_MODEL", "")
+    if not name:
+        return None
+    parameters: dict[str, Any] = {"model": name}
+    if base := environment.get("RERANK_API_BASE"):
+        parameters["api_base"] = base
+        parameters["api_key"] = "os.environ/RERANK_API_KEY" if environment.get("RERANK_API_KEY") else _NO_KEY
+    return {"model_name": name, "litellm_params": parameters, "model_info": {"mode": "rerank"}}
+
+
 def _chat_entry(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """The model of CHAT_MODEL; key and address are the provider's own variables (OPENAI_API_KEY, OLLAMA_API_BASE …)."""
     name = environment.get("CHAT_MODEL", "")
     if not name:
         return None
-    parameters: dict[str, Any] = {"model": name}
-    base = environment.get("OPENAI_API_BASE") or environment.get("OPENAI_BASE_URL")
-    if name.startswith("openai/") and base and not environment.get("OPENAI_API_KEY"):
-        parameters["api_key"] = _NO_KEY
-    return {"model_name": name, "litellm_params": parameters, "model_info": {"mode": "chat"}}
+    return {"model_name": name, "litellm_params": _at_provider(name, environment), "model_info": {"mode": "chat"}}
 
 
 def _embeddings_entry(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -97,17 +132,33 @@ def _embeddings_entry(environment: Mapping[str, str]) -> dict[str, Any] | None:
     name = environment.get("EMBEDDINGS_MODEL", "")
     if not name:
         return None
-    parameters: dict[str, Any] = {"model": name}
+    parameters = _at_provider(name, environment)
     if base := environment.get("EMBEDDINGS_API_BASE"):
         parameters["api_base"] = base
         parameters["api_key"] = "os.environ/EMBEDDINGS_API_KEY" if environment.get("EMBEDDINGS_API_KEY") else _NO_KEY
-    elif (
-        name.startswith("openai/")
-        and (environment.get("OPENAI_API_BASE") or environment.get("OPENAI_BASE_URL"))
-        and not environment.get("OPENAI_API_KEY")
-    ):
-        parameters["api_key"] = _NO_KEY
     info: dict[str, Any] = {"mode": "embedding"}
     if dimensions := environment.get("EMBEDDINGS_DIM"):
         info["output_vector_size"] = int(dimensions)
     return {"model_name": name, "litellm_params": parameters, "model_info": info}
+
+
+def _more_embeddings(environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The models of MORE_EMBEDDINGS_MODELS (by commas), each where its provider is: a campaign goes to one of them."""
+    names = [name.strip() for name in environment.get("MORE_EMBEDDINGS_MODELS", "").split(",")]
+    return [
+        {
+            "model_name": name,
+            "litellm_params": _at_provider(name, environment),
+            "model_info": {"mode": "embedding"},
+        }
+        for name in names
+        if name
+    ]
+
+
+def _at_provider(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """A model where its provider's own variables say; a server of one's own that speaks OpenAI's format has no key."""
+    base = environment.get("OPENAI_API_BASE") or environment.get("OPENAI_BASE_URL")
+    if name.startswith("openai/") and base and not environment.get("OPENAI_API_KEY"):
+        return {"model": name, "api_key": _NO_KEY}
+    return {"model": name}

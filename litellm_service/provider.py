@@ -41,7 +41,9 @@ class BundledModels(CustomLLM):  # type: ignore[misc]
     def completion(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Answer a chat and block until it is there."""
         messages = _chat_messages(kwargs)
-        return _filled(kwargs["model_response"], kwargs["model"], messages, extractive.answer(messages, _sentences()))
+        return _filled(
+            kwargs["model_response"], kwargs["model"], messages, extractive.answer(messages, sentence_vectors())
+        )
 
     async def acompletion(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Answer a chat."""
@@ -51,7 +53,7 @@ class BundledModels(CustomLLM):  # type: ignore[misc]
     def streaming(self, *args: Any, **kwargs: Any) -> Iterator[GenericStreamingChunk]:
         """Answer a chat in several pieces and block for each."""
         messages = _chat_messages(kwargs)
-        yield from _chunks(messages, extractive.answer(messages, _sentences()))
+        yield from _chunks(messages, extractive.answer(messages, sentence_vectors()))
 
     async def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[GenericStreamingChunk]:
         """Answer a chat in several pieces."""
@@ -73,13 +75,14 @@ class BundledModels(CustomLLM):  # type: ignore[misc]
 
     async def _answer(self, messages: Sequence[dict[str, Any]]) -> str:
         def work() -> str:
-            return extractive.answer(messages, _sentences())
+            return extractive.answer(messages, sentence_vectors())
 
         return await asyncio.get_running_loop().run_in_executor(self._answers, work)
 
 
 @cache
-def _sentences() -> vectors.SentenceVectors:
+def sentence_vectors() -> vectors.SentenceVectors:
+    """The one memory of sentences' vectors: what was re-ranked is quoted from without encoding it again."""
     return vectors.SentenceVectors(vectors.model("use-v3"))
 
 

@@ -13,7 +13,7 @@ from local.credentials import ROLE_SETTINGS
 from schema import migrate, roles
 from shared.database import operator_session
 from shared.errors import NoesisError
-from shared.retrieval.spaces import activate_first, ensure_space
+from shared.retrieval.spaces import activate_first, space_for_new_tenants
 from shared.settings import Settings, get_settings
 from shared.tenants.directory import create_tenant
 
@@ -33,7 +33,7 @@ def prepare_database(admin_url: str, passwords: Mapping[str, str], settings: Set
         print(f"migrated to {revision}", flush=True)
     with operator_session() as session:
         tenant = create_tenant(session, DEMO_TENANT, "Demo", f"admin@{DEMO_TENANT}.example")
-        space = ensure_space(session, settings.embeddings_model, settings.embeddings_dim)
+        space = space_for_new_tenants(session, settings)
         activate_first(session, tenant.tenant_id, space)
 
 

@@ -23,6 +23,9 @@ TOPOLOGY = CHECKOUT / "terraform" / "topology.yaml"
 DATABASE = "noesis2"
 PUSH_SERVICE_ACCOUNT = "pubsub-push@noesis-local.iam.gserviceaccount.com"
 
+TRACE_SECRETS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY", "LANGFUSE_KEY", "OTEL_EXPORTER_OTLP_HEADERS")
+"""Traces leave from our processes, masked; the model service must not be able to send its own beside them."""
+
 # Two malloc arenas and one BLAS thread a process: on two cores more of either only costs memory.
 SMALL = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -117,9 +120,12 @@ def _litellm(settings: Settings, port: Port, base: Mapping[str, str]) -> Service
         "EMBEDDINGS_MODEL": settings.embeddings_model,
         "EMBEDDINGS_DIM": str(settings.embeddings_dim),
         "EMBEDDINGS_API_BASE": settings.embeddings_api_base,
+        "MORE_EMBEDDINGS_MODELS": settings.more_embeddings_models,
+        "RERANK_MODEL": settings.rerank_model,
+        "RERANK_API_BASE": settings.rerank_api_base,
     }
     # The model service has no business in the database, and PYTHONPATH would mix the two environments.
-    hidden = {*ROLE_SETTINGS, "SECRET_KEY", "PYTHONPATH", "VIRTUAL_ENV"}
+    hidden = {*ROLE_SETTINGS, "SECRET_KEY", "PYTHONPATH", "VIRTUAL_ENV", *TRACE_SECRETS}
     own = {name: value for name, value in base.items() if name not in hidden} | {k: v for k, v in models.items() if v}
     command = (str(python), "-m", "litellm_service", "--host", HOST, "--port", str(port.number))
     return Service("litellm", command, own, port, "/health/liveliness")

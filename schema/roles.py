@@ -10,6 +10,9 @@ from sqlalchemy.pool import NullPool
 
 OWNER, APPLICATION, OPERATOR = "noesis_owner", "noesis_app", "noesis_operator"
 EXTENSIONS = ("vector",)
+IDLE_SECONDS = 60
+"""How long a transaction may stand still: none waits for anything outside, so its process is stopped or lost without a
+goodbye, and whoever needs its locks would wait for ever."""
 
 
 def bootstrap(admin_url: str, passwords: Mapping[str, str], database: str = "noesis2") -> None:
@@ -22,6 +25,8 @@ def bootstrap(admin_url: str, passwords: Mapping[str, str], database: str = "noe
     with engine.connect() as connection:
         for role in (OWNER, APPLICATION, OPERATOR):
             _role(connection, role, passwords[role])
+        for role in (APPLICATION, OPERATOR):
+            connection.exec_driver_sql(f"alter role {role} set idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
         known = connection.execute(text("select 1 from pg_database where datname = :name"), {"name": database})
         if known.scalar() is None:
             # Cloud SQL's administrator is no superuser: it must be a member of a role to give it a database.

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import socket
+import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from shared import tracing
 from shared.errors import NoesisError, SettingsError
 from shared.settings import get_settings
 
@@ -50,8 +55,91 @@ def make_engine(url: str, pool_size: int, *, cloud_sql_instance: str = "") -> En
     else:
         options["connect_args"] = {"timeout": 30, "application_name": "noesis2"}
     engine = create_engine(url, **options)
+    _remember_conversions()
+    event.listen(engine, "connect", _in_one_trip)
+    engine.dialect.do_ping = _ping  # type: ignore[method-assign,assignment] # SQLAlchemy's own leaves a transaction open
     event.listen(engine, "handle_error", _drop_desynchronised)
     return engine
+
+
+PING_SECONDS = 1.0
+"""A connection that answered a moment ago is taken to be alive; if it is not, the delivery is tried again."""
+
+
+@lru_cache(maxsize=2048)
+def _dollars(statement: str) -> str:
+    """The statement with $1, $2 … for its %s: what pg8000 makes of it, which takes a millisecond for a long one."""
+    from pg8000.dbapi import convert_paramstyle
+
+    converted: str = convert_paramstyle("format", statement, ())[0]
+    return converted
+
+
+def _remember_conversions() -> None:
+    """Have pg8000 convert each statement once: it reads it character by character at every execution."""
+    import pg8000.legacy
+
+    original = pg8000.legacy.convert_paramstyle
+
+    def remembered(style: str, query: str, args: Any) -> Any:
+        # Only statements with parameters come here; the values of the format style are handed on as they are.
+        return (_dollars(query), args) if style == "format" else original(style, query, args)
+
+    if original.__module__.startswith("pg8000"):
+        pg8000.legacy.convert_paramstyle = remembered
+
+
+def _in_one_trip(connection: Any, _record: object) -> None:
+    """Have a new connection send a statement with its parameters in one round trip instead of three.
+
+    pg8000 waits for the answers to PARSE and DESCRIBE before it sends BIND and EXECUTE. None of them changes what it
+    sends, and the protocol lets them follow one another up to one SYNC
+    (https://www.postgresql.org/docs/16/protocol-flow.html#PROTOCOL-FLOW-PIPELINING). Parameters are encoded before
+    anything is sent.
+    """
+    from pg8000 import core
+
+    if connection._usock.family in (socket.AF_INET, socket.AF_INET6):
+        # Else the end of what is longer than 8 KiB waits up to 40 ms for the beginning to be acknowledged.
+        connection._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    waiting = connection.execute_unnamed
+
+    def execute_unnamed(statement: str, vals: Any = (), oids: Any = (), stream: Any = None) -> Any:
+        if stream is not None:  # a SYNC sent ahead would be swallowed by COPY
+            return waiting(statement, vals=vals, oids=oids, stream=stream)
+        context = core.Context(statement)
+        parameters = core.make_params(connection.py_types, vals)
+        try:
+            connection.send_PARSE(core.NULL_BYTE, statement, oids)
+            connection.send_DESCRIBE_STATEMENT(core.NULL_BYTE)
+            connection.send_BIND(core.NULL_BYTE, parameters)
+            connection.send_EXECUTE()
+            core._write(connection._sock, core.SYNC_MSG)
+            core._flush(connection._sock)
+        except AttributeError:
+            if connection._sock is None:
+                raise core.InterfaceError("connection is closed") from None
+            raise
+        connection.handle_messages(context)
+        return context
+
+    connection.execute_unnamed = execute_unnamed
+
+
+def _ping(connection: Any) -> bool:
+    """Ask the server for a sign of life without beginning a transaction, which `call_alone` would be caught in."""
+    now = time.monotonic()
+    if now - getattr(connection, "pinged_at", -math.inf) < PING_SECONDS:
+        return True
+    before, connection.autocommit = connection.autocommit, True
+    try:
+        cursor = connection.cursor()
+        cursor.execute("select 1")
+        cursor.close()
+    finally:
+        connection.autocommit = before
+    connection.pinged_at = now
+    return True
 
 
 def _cloud_sql_creator(url: str, instance: str) -> Any:
@@ -78,9 +166,10 @@ def _drop_desynchronised(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-_SHARED_FAILURES = ("08", "40", "53", "57", "55P03")
-"""SQLSTATEs (classes) that say nothing about the statement: connection, rollback by the server (deadlock), resources,
-operator intervention, lock not available (https://www.postgresql.org/docs/16/errcodes-appendix.html)."""
+_SHARED_FAILURES = ("08", "25P03", "40", "53", "57", "55P03")
+"""SQLSTATEs (classes) that say nothing about the statement: connection, a transaction that stood still for too long,
+rollback by the server (deadlock), resources, operator intervention, lock not available
+(https://www.postgresql.org/docs/16/errcodes-appendix.html)."""
 
 
 def is_shared_failure(error: SQLAlchemyError) -> bool:
@@ -89,10 +178,16 @@ def is_shared_failure(error: SQLAlchemyError) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
-    # pg8000 raises ProgrammingError for nearly everything; the SQLSTATE is in its first argument (FACTS).
+    return error.connection_invalidated or sqlstate(error).startswith(_SHARED_FAILURES)
+
+
+def sqlstate(error: DBAPIError) -> str:
+    """The SQLSTATE of an error of the server, empty for any other.
+
+    pg8000 raises ProgrammingError for nearly everything; the state is in its first argument (FACTS).
+    """
     detail = error.orig.args[0] if error.orig is not None and error.orig.args else None
-    state = str(detail.get("C", "")) if isinstance(detail, dict) else ""
-    return error.connection_invalidated or state.startswith(_SHARED_FAILURES)
+    return str(detail.get("C", "")) if isinstance(detail, dict) else ""
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +229,7 @@ def tenant_session(tenant_id: UUID) -> Iterator[Session]:
     session = Session(application_engine(), expire_on_commit=False)
     session.info["tenant_id"] = tenant_id
     event.listen(session, "after_begin", _bind_tenant)
-    with _closing(session):
+    with _closing(session), tracing.span("transaction", kind="client"):
         yield session
         session.commit()
 
@@ -160,11 +255,28 @@ def _bind_tenant(session: Session, _transaction: object, connection: Connection)
     )
 
 
+def call_alone(statement: str, values: Sequence[Any]) -> Any:
+    """One statement that is a transaction of its own, in one round trip; returns its one value.
+
+    For a function of ours that binds itself to the tenant it is given, transaction-locally like `tenant_session`.
+    `statement` has the driver's %s for values.
+    """
+    with application_engine().connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        # The driver's own switch: SQLAlchemy's isolation level would cost three round trips to set back.
+        driver.autocommit = True
+        try:
+            return connection.exec_driver_sql(statement, tuple(values)).scalar_one()
+        finally:
+            driver.autocommit = False
+
+
 @contextmanager
 def operator_session() -> Iterator[Session]:
     """A session across tenants, under the operator role. Commits at the end, rolls back on an error."""
     session = Session(operator_engine(), expire_on_commit=False)
-    with _closing(session):
+    with _closing(session), tracing.span("transaction across tenants", kind="client"):
         yield session
         session.commit()
 
@@ -202,27 +314,48 @@ def copy_rows(session: Session, table: str, columns: Sequence[str], rows: Iterab
     buffer = io.BytesIO()
     for row in rows:
         buffer.write("\t".join(map(_copy_text, row)).encode() + b"\n")
+    return _copy(session, table, columns, buffer, "") if buffer.tell() else 0
+
+
+def copy_binary_rows(
+    session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[UUID | bytes]]
+) -> int:
+    """As `copy_rows`, for rows of ids and of values that are in PostgreSQL's binary form already (`vector_bytes`)."""
+    buffer = io.BytesIO()
+    head = struct.pack(">h", len(columns))
+    for row in rows:
+        buffer.write(head)
+        for value in row:
+            packed = value.bytes if isinstance(value, UUID) else value
+            buffer.write(struct.pack(">i", len(packed)) + packed)
     if not buffer.tell():
         return 0
+    whole = io.BytesIO(b"PGCOPY\n\xff\r\n\0" + bytes(8) + buffer.getvalue() + struct.pack(">h", -1))
+    return _copy(session, table, columns, whole, "(format binary)")
+
+
+def _copy(session: Session, table: str, columns: Sequence[str], buffer: io.BytesIO, options: str) -> int:
     buffer.seek(0)
     names = ", ".join(columns)
     connection = session.connection()
-    connection.exec_driver_sql("drop table if exists pg_temp.incoming")
+    # Made once for a connection, emptied by every commit: making it anew costs more than a small batch.
+    incoming = f"incoming_{table.replace('.', '_')}"
     connection.exec_driver_sql(
-        f"create temporary table incoming on commit drop as select {names} from {table} with no data"
+        f"create temporary table if not exists {incoming} on commit delete rows "
+        f"as select {names} from {table} with no data"
     )
     driver = connection.connection.driver_connection
     assert driver is not None
     cursor = driver.cursor()
     try:
-        cursor.execute(f"copy pg_temp.incoming ({names}) from stdin", stream=buffer)
+        cursor.execute(f"copy pg_temp.{incoming} ({names}) from stdin {options}", stream=buffer)
     except driver.Error as error:
         raise DBAPIError("copy", None, error) from error
     finally:
         cursor.close()
-    insert = f"insert into {table} ({names}) select {names} from pg_temp.incoming on conflict do nothing"
+    insert = f"insert into {table} ({names}) select {names} from pg_temp.{incoming} on conflict do nothing"
     count: int = connection.exec_driver_sql(insert).rowcount
-    connection.exec_driver_sql("drop table pg_temp.incoming")
+    connection.exec_driver_sql(f"delete from pg_temp.{incoming}")
     return count
 
 
@@ -252,6 +385,11 @@ def array_literal(items: Iterable[object]) -> str:
     """A PostgreSQL array literal of texts, for a `::text[]` or `::uuid[]` parameter."""
     quoted = ('"' + str(item).replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
     return "{" + ",".join(quoted) + "}"
+
+
+def vector_bytes(vector: Sequence[float]) -> bytes:
+    """A vector in pgvector's binary form (vector_send: dimension, 0, then 32-bit numbers), for `copy_binary_rows`."""
+    return struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)
 
 
 def vector_literal(vector: Iterable[float]) -> str:

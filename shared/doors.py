@@ -27,13 +27,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared import tracing
 from shared.database import is_shared_failure, platform_session, tenant_session
-from shared.dead_letters.archive import DeadLetter, archive, class_of
+from shared.dead_letters.archive import ERASED, DeadLetter, archive, class_of, is_erased
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
 from shared.events import Message, TenantMessage, decode
 from shared.messaging import publish
+from shared.privacy.policies import policy_of
 from shared.push import NotAuthenticated, NotAuthorised, PushVerifier
 from shared.services import services
 from shared.settings import get_settings
+from shared.tracing.export import configure_tracing
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def receives_raw(use: Callable[[Delivery], None]) -> Door:
 
     @wraps(use)
     def door(request: Request) -> Response:
-        return _guarded(request, lambda delivery: _translate(lambda: use(delivery), delivery, None))
+        return _guarded(request, lambda delivery: _archive(use, delivery))
 
     return cast("Door", door)
 
@@ -93,6 +95,7 @@ def by_path(**doors: Door) -> Door:
 def _verifier() -> PushVerifier:
     settings = get_settings()
     tracing.configure_logging(settings.log_format)
+    configure_tracing(settings)
     return PushVerifier(settings)
 
 
@@ -149,14 +152,55 @@ def _handle(use: Callable[[Any, Delivery], None], kinds: tuple[type[Message], ..
             )
     except PermanentError as error:
         return _bury(delivery, error, "poison")
-    fields = {"traceparent": message.traceparent, "event": message.wire_name, "event_id": str(message.event_id)}
+    fields = {"event": message.wire_name, "event_id": str(message.event_id)}
+    policy = tracing.STRICT
     if isinstance(message, TenantMessage):
         fields["tenant_id"] = str(message.tenant_id)
-    with tracing.bound(**fields):
+        policy = policy_of(message.tenant_id)
+    told = fields | {"trace_name": _TRACE_NAMES.get(message.wire_name, "document")}
+    with (
+        tracing.under(policy),
+        tracing.bound(**fields),
+        # It ends, and is sent, before the push is answered: nothing may run after the response.
+        tracing.operation(
+            f"handle {message.wire_name}",
+            traceparent=message.traceparent,
+            kind="consumer",
+            subscription=delivery.subscription,
+            message_id=delivery.message_id,
+            **told,
+        ),
+    ):
         return _translate(lambda: use(message, delivery), delivery, message)
 
 
+def _archive(use: Callable[[Delivery], None], delivery: Delivery) -> Response:
+    # What the message claims is a hint; a traceparent that is none begins a trace of its own.
+    traceparent = delivery.attributes.get("traceparent", "")
+    with tracing.operation("keep dead letter", traceparent=traceparent, kind="consumer"):
+        return _translate(lambda: use(delivery), delivery, None)
+
+
+_TRACE_NAMES = {"answer-question": "question", "run-job": "job"}
+"""What a trace is about, by the message; most are about a document."""
+
+
 def _translate(run: Callable[[], None], delivery: Delivery, message: Message | None) -> Response:
+    try:
+        return _end(run, delivery, message)
+    except SQLAlchemyError:
+        # A message of an erased tenant finds no row to refer to; nothing of it is kept, and it never comes again.
+        if not isinstance(message, TenantMessage) or not _is_erased(message):
+            raise
+        return _bury(delivery, PermanentError(ERASED, "Its tenant has been erased."), "permanent")
+
+
+def _is_erased(message: TenantMessage) -> bool:
+    with platform_session() as session:
+        return is_erased(session, message.tenant_id)
+
+
+def _end(run: Callable[[], None], delivery: Delivery, message: Message | None) -> Response:
     try:
         run()
     except Superseded as reason:
@@ -177,6 +221,7 @@ def _topic(message: TenantMessage, delivery: Delivery) -> str:
 
 
 def _bury(delivery: Delivery, error: PermanentError, kind: str) -> Response:
+    tracing.fail_operation(error.reason)
     log.warning("dead letter: %s", error.reason)
     letter = DeadLetter(
         origin=delivery.subscription or delivery.path,

@@ -251,6 +251,18 @@ class AnswerReady(TenantMessage):
     state: str
 
 
+class BudgetNearlySpent(TenantMessage):
+    """Of a tenant's limit for a day or month four fifths are spent or reserved; told once a period and limit."""
+
+    wire_name = "budget-nearly-spent"
+    topic = "budgets"
+
+    period: str = Field(description="`day` or `month`, in UTC")
+    starts_at: AwareDatetime = Field(description="When the period began")
+    limit_eur: str = Field(description="Decimal number of EUR")
+    used_eur: str = Field(description="Spent and reserved, decimal number of EUR")
+
+
 MESSAGES: dict[tuple[str, int], type[Message]] = {
     (message.wire_name, message.wire_version): message
     for message in (
@@ -263,6 +275,7 @@ MESSAGES: dict[tuple[str, int], type[Message]] = {
         DocumentFailed,
         DocumentRemoved,
         AnswerReady,
+        BudgetNearlySpent,
     )
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -14,19 +16,25 @@ from typing import Any, Literal, Protocol
 import httpx
 
 from shared import tracing
+from shared.completions import ChatReply, Completion, CutOff, ToolCall, filtered, garbled, is_filtered
+from shared.embeddings import Embedded, UnusableVectors, embedded, read_vectors
 from shared.errors import PermanentError, Postponed, TransientError
+from shared.rerankings import Reranked, reranked
 from shared.settings import Settings
 
 InputType = Literal["query", "passage"]
 
-TIMEOUT = httpx.Timeout(120, connect=5)
+TIMEOUT = httpx.Timeout(110, connect=5)
 """Seconds between two signs of life; the longest silence we bear."""
 
-CHAT_SECONDS = 300
-"""The longest answer: a model that drips on for ever must not outlive the service's 540 s."""
+CHAT_SECONDS = 110
+"""The longest answer: a node of the agent ends within 120 s (REQUIREMENTS section 2), also with a silent model."""
 
 EMBED_SECONDS = 180
 """The longest embedding request, for the same reason; with the silence before it still below the ledger's lease."""
+
+RERANK_SECONDS = 10
+"""The longest re-ranking: an improvement that somebody waits for, and can go without."""
 
 ANSWER_BYTES = 64 * 1024 * 1024
 """More than 512 vectors of 4,000 numbers need; a body without an end must not fill the memory."""
@@ -37,46 +45,53 @@ WAIT_LONGEST = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class ChatReply:
-    """A complete answer with what it cost; tokens as the provider counted them."""
+class Abilities:
+    """What a chat model can do: `writes` sentences of its own (rewrite a question, answer in another language), or
+    only quotes; and calls `tools`."""
 
-    text: str
-    model: str
-    input_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """One vector a text, in order, and the tokens the provider counted (0: it did not say)."""
-
-    vectors: list[list[float]]
-    tokens: int
-
-
-class UnusableVectors(PermanentError):
-    """An answer that came, and is paid for (`tokens`), but cannot be stored: other count, dimension, NaN."""
-
-    def __init__(self, detail: object, tokens: int) -> None:
-        super().__init__(
-            "wrong-vectors",
-            f"The embedding model answered with something unusable: {detail}.",
-            "Check EMBEDDINGS_MODEL and EMBEDDINGS_DIM against the model.",
-        )
-        self.tokens = tokens
+    writes: bool = False
+    tools: bool = False
 
 
 class Models(Protocol):
     """What we ask of models. The twin for tests is `shared.fakes.FakeModels`."""
 
-    def embed_counted(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> Embedded:
-        """One vector a text, in order, with the tokens they cost."""
+    def embed_counted(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        dimension: int,
+        input_type: InputType,
+        seconds: float | None = None,
+    ) -> Embedded:
+        """One vector a text, in order, with the tokens they cost; `seconds` is the longest that may take."""
 
-    def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        dimension: int,
+        input_type: InputType,
+        seconds: float | None = None,
+    ) -> list[list[float]]:
         """One vector a text, in order."""
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
-        """The answer piece by piece, then the ChatReply."""
+    def rerank(self, question: str, documents: Sequence[str], *, model: str) -> Reranked:
+        """How relevant each document is to the question, in the order of the documents."""
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        max_tokens: int | None = None,
+    ) -> Iterator[str | ChatReply]:
+        """The answer piece by piece, then the ChatReply; messages and tools as OpenAI's chat completions have them."""
+
+    def abilities(self) -> Abilities:
+        """What the configured chat model can do."""
 
 
 class LiteLLM:
@@ -87,6 +102,7 @@ class LiteLLM:
     ) -> None:
         self._settings = settings
         self._embed_seconds = embed_seconds
+        self._abilities: Abilities | None = None
         self._http = httpx.Client(
             base_url=settings.litellm_url,
             headers={"Authorization": f"Bearer {settings.model_api_key()}"},
@@ -94,11 +110,33 @@ class LiteLLM:
             limits=httpx.Limits(max_connections=20, max_keepalive_connections=4),
         )
 
-    def embed(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> list[list[float]]:
-        """One vector a text, in order; raises like `embed_counted`."""
-        return self.embed_counted(texts, model=model, dimension=dimension, input_type=input_type).vectors
+    def close(self) -> None:
+        """Give the connections back; for processes that go on without it (tests)."""
+        self._http.close()
 
-    def embed_counted(self, texts: Sequence[str], *, model: str, dimension: int, input_type: InputType) -> Embedded:
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        dimension: int,
+        input_type: InputType,
+        seconds: float | None = None,
+    ) -> list[list[float]]:
+        """One vector a text, in order; raises like `embed_counted`."""
+        return self.embed_counted(
+            texts, model=model, dimension=dimension, input_type=input_type, seconds=seconds
+        ).vectors
+
+    def embed_counted(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str,
+        dimension: int,
+        input_type: InputType,
+        seconds: float | None = None,
+    ) -> Embedded:
         """One vector a text, in order, with the tokens they cost.
 
         Raises PermanentError `model-refused`, UnusableVectors (other count, dimension, NaN), Postponed when the
@@ -106,87 +144,113 @@ class LiteLLM:
         """
         body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "float"}
         body["input_type"] = input_type
-        if self._settings.embeddings_api_base:
+        # The address belongs to EMBEDDINGS_MODEL; another space's model is where its provider is.
+        if self._settings.embeddings_api_base and model == self._settings.embeddings_model:
             body["api_base"] = self._settings.embeddings_api_base
-        deadline = time.monotonic() + self._embed_seconds
+        longest = min(self._embed_seconds, seconds or self._embed_seconds)
+        deadline = time.monotonic() + longest
+        wait = self._http.timeout if seconds is None else httpx.Timeout(longest, connect=min(5, longest))
         with (
             _transport_errors(),
-            self._http.stream("POST", "/v1/embeddings", json=body, headers=_trace_headers()) as response,
+            self._http.stream("POST", "/v1/embeddings", json=body, headers=_trace_headers(), timeout=wait) as response,
         ):
             answer = _json(_read(response, deadline))
-        return _embedded(answer, len(texts), dimension)
+        return embedded(answer, len(texts), dimension)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Iterator[str | ChatReply]:
-        """The answer piece by piece, then the ChatReply. Raises like `embed`; a cut stream is a TransientError."""
+    def rerank(self, question: str, documents: Sequence[str], *, model: str) -> Reranked:
+        """How relevant each document is to the question, in the order of the documents; larger is better.
+
+        Raises UnusableRanking (other count, foreign index, NaN), and what `embed_counted` raises besides.
+        """
+        body = {"model": model, "query": question, "documents": list(documents), "return_documents": False}
+        deadline = time.monotonic() + RERANK_SECONDS
+        with (
+            _transport_errors(),
+            self._http.stream(
+                "POST", "/rerank", json=body, headers=_trace_headers(), timeout=httpx.Timeout(RERANK_SECONDS, connect=5)
+            ) as response,
+        ):
+            answer = _json(_read(response, deadline))
+        return reranked(answer, len(documents))
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        max_tokens: int | None = None,
+    ) -> Iterator[str | ChatReply]:
+        """The answer piece by piece, then the ChatReply.
+
+        Raises like `embed_counted`, PermanentError `content-filtered`, and CutOff when an answer that had begun ends
+        in the middle or takes longer than CHAT_SECONDS.
+        """
         settings = self._settings
-        body = {
+        body: dict[str, Any] = {
             "model": settings.chat_model,
             "messages": list(messages),
-            "max_tokens": settings.max_tokens,
+            "max_tokens": max_tokens or settings.max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        pieces: list[str] = []
-        usage: dict[str, Any] = {}
-        finished = False
-        with (
-            _transport_errors(),
-            self._http.stream("POST", "/v1/chat/completions", json=body, headers=_trace_headers()) as response,
-        ):
-            if response.status_code != 200:
-                response.read()
-            _check(response)
-            for event in _server_sent(response, time.monotonic() + CHAT_SECONDS):
-                piece, ended, counted = _read_event(event)
-                finished = finished or ended
-                usage = counted or usage
-                if piece:
-                    pieces.append(piece)
-                    yield piece
-        if not finished:
-            raise TransientError("the model's answer was cut off")
-        yield ChatReply(
-            "".join(pieces),
-            settings.chat_model,
-            _count(usage.get("prompt_tokens")),
-            _count(usage.get("completion_tokens")),
-        )
+        if tools:
+            body["tools"] = list(tools)
+        completion = Completion()
+        began = False
+        deadline = time.monotonic() + CHAT_SECONDS
+        try:
+            with (
+                _transport_errors(),
+                self._http.stream("POST", "/v1/chat/completions", json=body, headers=_trace_headers()) as response,
+                _ending(response, deadline),
+            ):
+                _check(response, b"" if response.status_code == 200 else response.read())
+                began = True
+                for event in _server_sent(response, deadline):
+                    if piece := completion.read(event):
+                        yield piece
+            reply = completion.reply(settings.chat_model)
+        except TransientError as error:
+            if not began:
+                raise
+            late = time.monotonic() > deadline
+            detail = f"the model's answer took longer than {CHAT_SECONDS} s" if late else str(error)
+            raise CutOff(detail, *completion.counted) from error
+        yield reply
+
+    def abilities(self) -> Abilities:
+        """What the configured chat model can do: by CHAT_ABILITIES, else as the proxy knows the model.
+
+        A model that LiteLLM's map does not know writes but is given no tools, until the setting says otherwise.
+        Raises TransientError when the proxy does not answer.
+        """
+        settings = self._settings
+        if settings.chat_abilities != "auto":
+            return ABILITIES[settings.chat_abilities]
+        if settings.chat_model == "extractive":
+            return ABILITIES["quotes"]
+        if self._abilities is None:
+            with _transport_errors():
+                response = self._http.get("/v1/model/info", timeout=10)
+            _check(response, response.content)
+            self._abilities = ABILITIES["tools" if _calls_tools(response, settings.chat_model) else "writes"]
+        return self._abilities
 
 
-def read_vectors(answer: Any, count: int, dimension: int) -> list[list[float]]:
-    """The vectors of an embeddings answer, put in order by `index` and checked one by one.
-
-    A provider that returns too few, misnumbered, wrongly sized or non-finite vectors would silently spoil the index.
-    """
-    try:
-        rows = sorted(answer["data"], key=lambda row: row["index"])
-        if [row["index"] for row in rows] != list(range(count)):
-            raise ValueError(f"{len(rows)} vectors for {count} texts")
-        if not all(isinstance(row["embedding"], list) for row in rows):
-            raise ValueError("a vector is not a list of numbers")
-        vectors = [[float(x) for x in row["embedding"]] for row in rows]
-        for vector in vectors:
-            if len(vector) != dimension:
-                raise ValueError(f"dimension {len(vector)} instead of {dimension}")
-            if not all(map(math.isfinite, vector)):
-                raise ValueError("a vector with NaN or infinity")
-            if not any(vector):
-                raise ValueError("a vector of zeros has no direction")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UnusableVectors(error, 0) from None
-    return vectors
+ABILITIES = {"quotes": Abilities(), "writes": Abilities(True), "tools": Abilities(True, True)}
 
 
-def _embedded(answer: Any, count: int, dimension: int) -> Embedded:
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    usage = usage if isinstance(usage, dict) else {}
-    tokens = _count(usage.get("prompt_tokens")) or _count(usage.get("total_tokens"))
-    try:
-        return Embedded(read_vectors(answer, count, dimension), tokens)
-    except UnusableVectors as error:
-        error.tokens = tokens
-        raise
+def _calls_tools(response: httpx.Response, model: str) -> bool:
+    """Whether the proxy knows the model as one that calls functions (LiteLLM's model_info)."""
+    known = _json(response.content)
+    rows = known.get("data") if isinstance(known, dict) else None
+    return any(
+        isinstance(row, dict)
+        and row.get("model_name") == model
+        and bool((row.get("model_info") or {}).get("supports_function_calling"))
+        for row in rows or ()
+    )
 
 
 def _read(response: httpx.Response, deadline: float) -> bytes:
@@ -195,10 +259,10 @@ def _read(response: httpx.Response, deadline: float) -> bytes:
     for piece in response.iter_bytes():
         body += piece
         if len(body) > ANSWER_BYTES:
-            raise _garbled()
+            raise garbled()
         if time.monotonic() > deadline:
             raise TransientError("the model's answer came too slowly")
-    _check(response)
+    _check(response, bytes(body))
     return bytes(body)
 
 
@@ -214,30 +278,28 @@ def _server_sent(response: httpx.Response, deadline: float) -> Iterator[Any]:
         try:
             event = json.loads(payload)
         except (ValueError, RecursionError):
-            raise _garbled() from None
-        if isinstance(event, dict) and "error" in event:
-            raise TransientError("the model failed in the middle of its answer")
+            raise garbled() from None
         yield event
 
 
-def _read_event(event: Any) -> tuple[str, bool, dict[str, Any]]:
-    """The text of a chunk, whether the answer is finished, and its usage; the wire format is the provider's word."""
+@contextmanager
+def _ending(response: httpx.Response, deadline: float) -> Iterator[None]:
+    """Cut the connection at the deadline, also while the model is silent: a read would wait for TIMEOUT again."""
+
+    def cut() -> None:
+        stream = response.extensions.get("network_stream")
+        raw = stream.get_extra_info("socket") if stream is not None else None
+        if raw is not None:
+            with suppress(OSError):  # it may be closed by now
+                raw.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
     try:
-        choices = event.get("choices") or ()
-        piece = "".join((choice.get("delta") or {}).get("content") or "" for choice in choices)
-        ended = any(choice.get("finish_reason") is not None for choice in choices)
-        usage = event.get("usage") or {}
-    except (AttributeError, TypeError):
-        raise _garbled() from None
-    return piece, ended, usage if isinstance(usage, dict) else {}
-
-
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
-
-
-def _garbled() -> TransientError:
-    return TransientError("the model's answer is garbled")
+        yield
+    finally:
+        timer.cancel()
 
 
 def _trace_headers() -> dict[str, str]:
@@ -249,16 +311,18 @@ def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise _garbled() from None
+        raise garbled() from None
 
 
-def _check(response: httpx.Response) -> None:
+def _check(response: httpx.Response, body: bytes) -> None:
     status = response.status_code
     if status == 200:
         return
     if status in (429, 503, 529):
         raise Postponed(datetime.now(UTC) + retry_after(response), "the model provider asks for time")
     if status in (400, 404, 413, 422):
+        if is_filtered(_error_of(body)):
+            raise filtered()
         raise PermanentError(
             "model-refused",
             f"The model refused the request (HTTP {status}).",
@@ -266,6 +330,15 @@ def _check(response: httpx.Response) -> None:
         )
     # 401 and 403 too: a wrong key is ours to mend, and no document is to blame for it.
     raise TransientError(f"the model proxy answers HTTP {status}")
+
+
+def _error_of(body: bytes) -> Any:
+    """The error object of a refusal, as far as there is one."""
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return told.get("error") if isinstance(told, dict) else None
 
 
 def retry_after(response: httpx.Response) -> timedelta:
@@ -298,3 +371,19 @@ class _transport_errors:  # noqa: N801 # reads as a statement: `with _transport_
 def make_models(settings: Settings) -> Models:
     """The models behind LITELLM_URL."""
     return LiteLLM(settings)
+
+
+__all__ = [
+    "Abilities",
+    "ChatReply",
+    "CutOff",
+    "Embedded",
+    "InputType",
+    "LiteLLM",
+    "Models",
+    "ToolCall",
+    "UnusableVectors",
+    "make_models",
+    "read_vectors",
+    "retry_after",
+]

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from shared import tracing
 from shared.database import array_literal, metadata, operator_session, tenant_session
 from shared.errors import TransientError
 from shared.events import Message, TenantMessage
@@ -183,8 +184,12 @@ def use_bus(other: Bus | None) -> None:
 def publish(session: Session, message: TenantMessage, *, not_before: datetime | None = None, topic: str = "") -> None:
     """Announce a message in the session's transaction; it leaves after the commit.
 
-    The same event id twice is one message (`on conflict do nothing`), so recovery and replay may insert freely.
+    A message of the trace at hand continues the span at hand. The same event id twice is one message (`on
+    conflict do nothing`), so recovery and replay may insert freely.
     """
+    here = tracing.continued_by(message.traceparent)
+    if here != message.traceparent:
+        message = message.model_copy(update={"traceparent": here})
     row = Outgoing(
         tenant_id=message.tenant_id,
         event_id=message.event_id,
@@ -239,11 +244,12 @@ def send(rows: Sequence[Outgoing]) -> bool:
     later = [row for row in rows if row.not_before is not None and row.not_before > now]
     at_once = [row for row in rows if row not in later]
     try:
-        carrier = bus()
-        if at_once:
-            carrier.publish(at_once)
-        for row in later:
-            carrier.publish_later(row)
+        with tracing.span("publish", kind="producer", messages=len(rows), topic=rows[0].topic if rows else ""):
+            carrier = bus()
+            if at_once:
+                carrier.publish(at_once)
+            for row in later:
+                carrier.publish_later(row)
     except Exception:  # the one place: whatever keeps the bus from taking a message, the row is safe and goes later
         log.warning("publish failed, the outbox keeps %d messages for the sweep", len(rows), exc_info=True)
         return False

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import SettingsError
@@ -48,13 +48,34 @@ class Settings(BaseSettings):
     litellm_api_key: SecretStr | None = None
     """The virtual key of this service; without it the master key is used (laptop)."""
     chat_model: str = "extractive"
+    chat_abilities: Literal["auto", "quotes", "writes", "tools"] = "auto"
+    """What CHAT_MODEL can do; `auto` asks the proxy. `quotes`: as the bundled one, `tools`: writes and calls tools."""
     max_tokens: int = Field(default=1024, ge=16, le=32_768)
+    run_steps: int = Field(default=24, ge=8, le=200)
+    """Steps of the agent's graph for one question; near the end it answers from what there is."""
+    run_tokens: int = Field(default=200_000, ge=1_000)
+    """Tokens, in and out, that the answer of one question may take; EUR a run: `noesis budgets set run`."""
     embeddings_model: str = "use-v3"
     embeddings_dim: int = Field(default=512, ge=1, le=4000)
     embeddings_api_base: str = ""
+    more_embeddings_models: str = ""
+    """Further LiteLLM embedding models that the proxy serves, by commas: where a campaign may go, or comes from."""
+    embeddings_query_prefix: str = Field(default="", max_length=100)
+    embeddings_passage_prefix: str = Field(default="", max_length=100)
+    """Written before every question and chunk, for models that were trained so and servers that do not write it. With
+    model, dimension and chunk size they make the vector space of new tenants; who has one changes it by a campaign."""
+    rerank_model: str = ""
+    """Puts the best candidates of a search in order again: `sentences` (bundled) or any LiteLLM rerank model; empty:
+    off."""
+    rerank_api_base: str = ""
+    rerank_candidates: int = Field(default=20, ge=2, le=100)
     batch_size: int = Field(default=128, ge=1, le=512)
     batch_tokens: int = Field(default=100_000, ge=1_000)
     """Tokens one embedding request may carry; providers cap requests at about 300,000."""
+    campaign_batches: int = Field(default=4, ge=1, le=200)
+    """Batches that all campaigns together have under way: new documents and questions share the workers with them."""
+    campaign_batch_size: int = Field(default=16, ge=1, le=512)
+    """Chunks in a campaign's batch: nobody waits behind it longer than that many chunks take."""
 
     # Documents.
     documents_in_progress: int = Field(default=32, ge=1, le=10_000)
@@ -65,14 +86,28 @@ class Settings(BaseSettings):
     document_max_bytes: int = Field(default=25 * 1024 * 1024, ge=1)
     parse_seconds: float = Field(default=60, gt=0)
     parse_memory_mb: int = Field(default=1024, ge=64)
+    ocr: Literal["auto", "off"] = "auto"
+    """Text recognition of scanned pages; `auto` where tesseract is installed, within the limits of parsing."""
+    ocr_languages: str = Field(default="deu+eng", pattern=r"^[A-Za-z_]{2,20}(\+[A-Za-z_]{2,20})*$")
     blob_url: str = ""
     """`file:///folder` or `gs://bucket/prefix`."""
+    blob_signer: str = ""
+    """Service account in whose name uploads to `gs://` are signed (IAM signBlob); without it large files take the way
+    through web."""
+    blob_grace_days: float = Field(default=8.0, ge=1, le=365)
+    """Days that a blob nobody refers to is kept; more than the seven that Pub/Sub may keep a message that names it."""
 
     # Web sources.
     web_sources_allow: str = ""
     """Hosts and networks that may be fetched although they are not public: `host[:port]`, `CIDR[:port]`, by commas."""
     web_sources_delay: float = Field(default=1.0, ge=0, le=60)
     """Seconds between two requests to a site that states no Crawl-delay."""
+
+    # Tools.
+    tool_hosts_allow: str = ""
+    """Hosts and networks the HTTP tool may reach although they are not public, in the form of WEB_SOURCES_ALLOW."""
+    tool_secrets: dict[str, SecretStr] = {}
+    """Credentials of the HTTP tool as a JSON object: `{"<slug of the tenant>/<name>": "<value of the header>"}`."""
 
     # Bus. The emulator variables are Google's own where they exist.
     google_cloud_project: str = "noesis-local"
@@ -100,6 +135,24 @@ class Settings(BaseSettings):
 
     # Observability.
     log_format: Literal["json", "console"] = "json"
+    otel_service_name: str = "noesis2"
+    otel_exporter_otlp_endpoint: str = ""
+    """Any OTLP collector over HTTP; traces go to this plus `/v1/traces`."""
+    otel_exporter_otlp_traces_endpoint: str = ""
+    """The same with its whole path; goes before the other."""
+    otel_exporter_otlp_headers: SecretStr = SecretStr("")
+    """`name=value,name=value`, values percent-encoded; sent to the collector and to nobody else."""
+    langfuse_host: str = ""
+    langfuse_public_key: str = ""
+    langfuse_secret_key: SecretStr = Field(
+        default=SecretStr(""), validation_alias=AliasChoices("langfuse_secret_key", "langfuse_key")
+    )
+    trace_sample_rate: Literal["stage"] | Annotated[float, Field(ge=0, le=1)] = "stage"
+    """The part of traces that is kept; `stage`: dev 1, staging 0.25, prod 0.05. Failures are always kept."""
+    trace_content: Literal["stage", "yes", "no"] = "stage"
+    """Whether traces carry masked prompts and answers; `stage`: everywhere but in prod."""
+    trace_flush_seconds: float = Field(default=1.0, gt=0, le=10)
+    """How long sending a trace may keep an answer waiting."""
 
     # Laptop only (local/): ports and the parts of the platform.
     postgres_port: int = 15432
@@ -122,6 +175,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment, then the two files; no secret files."""
         return init_settings, env_settings, dotenv_settings
+
+    @model_validator(mode="after")
+    def _langfuse_is_whole(self) -> Self:
+        if bool(self.langfuse_host) != bool(self.langfuse_public_key and self.langfuse_secret_key):
+            raise ValueError("LANGFUSE_HOST, LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY belong together")
+        return self
 
     def model_api_key(self) -> str:
         """The key for LiteLLM. Raises SettingsError when neither LITELLM_API_KEY nor LITELLM_MASTER_KEY is set."""
@@ -153,6 +212,8 @@ HARNESS = {"NOESIS_SHARED"}
 def _sentence(problem: object) -> str:
     assert isinstance(problem, dict)
     name = ".".join(str(part) for part in problem["loc"]).upper()
+    if not name:
+        return f"{problem['msg'].removeprefix('Value error, ')}."
     if problem["type"] == "missing":
         return f"{name} is not set: set it in the environment, or run `noesis up`, which sets it on a laptop."
     if problem["type"] == "extra_forbidden":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import hypothesis
 import pytest
 from sqlalchemy import text
 
@@ -20,6 +21,10 @@ from shared.settings import Settings, get_settings
 from shared.tenants.directory import Principal, create_tenant, memberships
 
 MODEL, DIMENSION = "fake", 64
+
+# Time is no property of a function on a machine that does other things too: no example fails for being slow.
+hypothesis.settings.register_profile("noesis", deadline=None)
+hypothesis.settings.load_profile("noesis")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def database() -> Iterator[Database]:
             patch.setenv("OPERATOR_DATABASE_URL", made.operator_url)
             patch.setenv("MIGRATION_DATABASE_URL", made.owner_url)
             patch.setenv("LITELLM_MASTER_KEY", "test-key")
+            patch.setenv("SECRET_KEY", "a-key-for-these-tests-only-0123456789abcdef")
             patch.setenv("EMBEDDINGS_MODEL", MODEL)
             patch.setenv("EMBEDDINGS_DIM", str(DIMENSION))
             get_settings.cache_clear()

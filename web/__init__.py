@@ -32,7 +32,8 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     from shared.services import Services
     from shared.services import services as process_services
     from shared.tracing import configure_logging
-    from web import documents, health, languages, problems, protection, questions, sign_in
+    from shared.tracing.export import configure_tracing
+    from web import documents, health, languages, problems, protection, questions, sign_in, uploads
 
     if services is None:
         services = Services(settings) if settings else process_services()
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     if settings.secret_key is None:
         raise SettingsError("SECRET_KEY is not set: give the web a random key of at least 32 characters.")
     configure_logging(settings.log_format)
+    configure_tracing(settings)
 
     app = Flask("web")
     app.extensions["services"] = services
@@ -61,6 +63,6 @@ def create_app(settings: Settings | None = None, *, services: Services | None = 
     languages.install(app)
     problems.install(app)
     protection.install(app)
-    for noun in (health, languages, sign_in, documents, questions):
+    for noun in (health, languages, sign_in, documents, uploads, questions):
         app.register_blueprint(noun.blueprint)
     return app

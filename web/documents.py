@@ -12,6 +12,8 @@ from flask.wrappers import Response
 from flask_babel import gettext as _
 
 from shared.database import tenant_session
+from shared.documents.acting import as_curator
+from shared.documents.deletion import delete_document
 from shared.documents.reading import (
     ChunkView,
     DocumentRow,
@@ -20,16 +22,20 @@ from shared.documents.reading import (
     read_document,
     submit_upload,
 )
+from shared.documents.restoring import restore_document
+from shared.documents.storing import Batch
+from shared.errors import PermanentError
 from web import problems
 from web.context import principal, services
 from web.file_names import clean_file_name
 from web.languages import explain
+from web.traces import traced
 
 blueprint = Blueprint("documents", __name__)
 
 LIST_LIMIT = 200
 
-_MEDIA_TYPE = re.compile(r"[\w.+-]{1,63}/[\w.+-]{1,63}", re.ASCII)
+MEDIA_TYPE = re.compile(r"[\w.+-]{1,63}/[\w.+-]{1,63}", re.ASCII)
 """What the browser says a file is: a hint for parsing, which looks at the content."""
 
 _uploads = threading.BoundedSemaphore(4)
@@ -41,7 +47,7 @@ def index() -> Response:
     """The documents the member may see, last changed first."""
     with tenant_session(principal().tenant_id) as session:
         rows = list_documents(session, principal(), LIST_LIMIT)
-    return jsonify(documents=[_document(row) for row in rows if row.state != "deleted"])
+    return jsonify(documents=[describe(row) for row in rows if row.state != "deleted"])
 
 
 @blueprint.get("/documents/<uuid:document_id>")
@@ -51,10 +57,11 @@ def show(document_id: UUID) -> Response:
         row = read_document(session, principal(), document_id)
     if row is None or row.state == "deleted":
         abort(404)
-    return jsonify(_document(row))
+    return jsonify(describe(row))
 
 
 @blueprint.post("/documents")
+@traced("document")
 def upload() -> Response | tuple[Response, int]:
     """Take one file (multipart, field `file`); 201 with the document in state `received`."""
     sent = request.files.get("file")
@@ -70,8 +77,8 @@ def upload() -> Response | tuple[Response, int]:
             return problems.problem(
                 422, "empty-document", _("The file is empty."), _("Check the file and upload one with content.")
             )
-        row = _submit(name, data, sent.mimetype if _MEDIA_TYPE.fullmatch(sent.mimetype) else "")
-    return jsonify(_document(row)), 201
+        row = _submit(name, data, sent.mimetype if MEDIA_TYPE.fullmatch(sent.mimetype) else "")
+    return jsonify(describe(row)), 201
 
 
 def _submit(name: str, data: bytes, media_type: str) -> DocumentRow:
@@ -85,6 +92,33 @@ def _submit(name: str, data: bytes, media_type: str) -> DocumentRow:
     return row
 
 
+@blueprint.post("/documents/<uuid:document_id>/delete")
+def delete(document_id: UUID) -> Response:
+    """Take a document with its attachments out of every answer; 404 also for one that the member may not see."""
+    who = principal()
+    with tenant_session(who.tenant_id) as session:
+        number = delete_document(session, as_curator(who), document_id)
+    return jsonify(deleted=number)
+
+
+@blueprint.post("/documents/<uuid:document_id>/restore")
+def restore(document_id: UUID) -> Response:
+    """Bring a deleted document back, for 30 days; its state is what it is now."""
+    who, settings = principal(), services().settings
+    with tenant_session(who.tenant_id) as session:
+        batch = Batch(settings.batch_size, settings.batch_tokens)
+        state = restore_document(session, as_curator(who), document_id, batch)
+    return jsonify(state=state)
+
+
+@blueprint.errorhandler(PermanentError)
+def refused(error: PermanentError) -> Response:
+    """What a member may not do is 403, what is not there for them 404, any other refusal 422."""
+    status = {"not-allowed": 403, "unknown-document": 404}.get(error.reason, 422)
+    message, next_action = explain(error.reason, error.message, error.next_action)
+    return problems.refuse(status, error.reason, message, next_action)
+
+
 @blueprint.get("/chunks/<uuid:chunk_id>")
 def passage(chunk_id: UUID) -> Response:
     """The passage behind a citation, or 404, also for one that the member may not see."""
@@ -95,7 +129,8 @@ def passage(chunk_id: UUID) -> Response:
     return jsonify(_passage(chunk))
 
 
-def _document(row: DocumentRow) -> dict[str, Any]:
+def describe(row: DocumentRow) -> dict[str, Any]:
+    """A document as pages and programs see it."""
     message, next_action = explain(row.reason or "", row.message or "", row.next_action or "")
     return {
         "id": row.document_id,
@@ -108,6 +143,8 @@ def _document(row: DocumentRow) -> dict[str, Any]:
         "reason": row.reason,
         "message": message,
         "next_action": next_action,
+        "waiting": row.waiting,
+        "waiting_until": row.waiting_until.isoformat() if row.waiting_until else None,
         "updated_at": row.updated_at.isoformat(),
     }
 

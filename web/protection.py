@@ -15,7 +15,17 @@ from web import problems
 from web.authentication import current_principal, without_port
 from web.context import services
 
-OPEN = frozenset({"static", "questions.home", "languages.switch", "sign_in.form", "sign_in.enter", "sign_in.leave"})
+TOKEN_IN_ADDRESS = frozenset({"uploads.receive"})
+"""Views that a secret in their address opens, for clients without a session; no other site can know it either."""
+
+OPEN = TOKEN_IN_ADDRESS | {
+    "static",
+    "questions.home",
+    "languages.switch",
+    "sign_in.form",
+    "sign_in.enter",
+    "sign_in.leave",
+}
 """Views without a principal; everything else, also what later issues add, needs one unless it is named here."""
 
 HEALTH = frozenset({"health.liveliness", "health.readiness"})
@@ -23,6 +33,9 @@ HEALTH = frozenset({"health.liveliness", "health.readiness"})
 
 TEXT_LIMIT = 64 * 1024
 """Bytes of a form or a question; only an upload may be as large as a document."""
+
+BUCKETS = "https://storage.googleapis.com"
+"""Where the page sends large files if the object store is Google's: to signed addresses of the bucket."""
 
 HEADERS = {
     # No inline script or style, nothing from elsewhere, and no string ever becomes markup (trusted types).
@@ -87,12 +100,12 @@ def _check_principal() -> AnyResponse | None:
 
 
 def _limit_size() -> None:
-    if request.endpoint != "documents.upload":
+    if request.endpoint not in ("documents.upload", "uploads.receive"):
         request.max_content_length = TEXT_LIMIT
 
 
 def _check_origin_and_token() -> AnyResponse | None:
-    if request.method in ("GET", "HEAD", "OPTIONS"):
+    if request.method in ("GET", "HEAD", "OPTIONS") or request.endpoint in TOKEN_IN_ADDRESS:
         return None
     if _from_elsewhere() or not _token_matches():
         return problems.refuse(403, "stale-page", _("This page is out of date."), _("Reload the page and try again."))
@@ -117,6 +130,9 @@ def _token_matches() -> bool:
 
 
 def _add_headers(response: Response) -> Response:
+    if services().settings.blob_url.startswith("gs://"):
+        policy = HEADERS["Content-Security-Policy"].replace("connect-src 'self'", f"connect-src 'self' {BUCKETS}")
+        response.headers.setdefault("Content-Security-Policy", policy)
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if services().settings.noesis_stage != "dev":

@@ -9,12 +9,16 @@ from uuid import UUID
 from flask import Blueprint, Response, abort, g, jsonify, render_template, request, stream_with_context, url_for
 from flask_babel import gettext as _
 
+from shared.conversations.feedback import give_feedback
 from shared.conversations.runs import Run, RunEvent, ask, events_after, read_run, recent_runs
+from shared.conversations.waiting import cancel
 from shared.database import tenant_session
+from shared.documents.acting import CURATING_ROLES
 from shared.tenants.directory import Principal
 from web import problems, sign_in, streams
 from web.context import principal, services
 from web.languages import explain
+from web.traces import traced
 from web.words import page_words
 
 blueprint = Blueprint("questions", __name__)
@@ -36,21 +40,29 @@ def home() -> str:
         words=page_words(),
         limit=limit,
         limit_in_words=problems.size_in_words(limit),
+        curates=principal().role in CURATING_ROLES,
     )
 
 
 @blueprint.post("/questions")
+@traced("question")
 def create() -> Response | tuple[Response, int, dict[str, str]]:
-    """Ask: JSON `{"question": …}`; 201 with the run. The same `Idempotency-Key` is the same run."""
-    body = request.get_json(silent=True)
-    question = body.get("question") if isinstance(body, dict) else None
+    """Ask: JSON `{"question": …, "conversation_id": …}`, the latter to continue one; 201 with the run.
+
+    The same `Idempotency-Key` is the same run.
+    """
+    body = _body()
     key = request.headers.get("Idempotency-Key", "")
+    try:
+        question, conversation = body["question"], _conversation(body)
+    except (KeyError, ValueError):
+        question = conversation = None
     if not isinstance(question, str) or (key and not _KEY.fullmatch(key)):
         return problems.problem(
             400, "malformed-request", _("The request cannot be answered."), _("Send a question as JSON.")
         )
     with tenant_session(principal().tenant_id) as session:
-        run_id = ask(session, principal(), question, idempotency_key=key)
+        run_id = ask(session, principal(), question, conversation_id=conversation, idempotency_key=key)
     location = url_for("questions.show", run_id=run_id)
     return jsonify(_run(_find(principal(), run_id))), 201, {"Location": location}
 
@@ -70,6 +82,35 @@ def show(run_id: UUID) -> Response:
     return jsonify(_run(_find(principal(), run_id)))
 
 
+@blueprint.post("/runs/<uuid:run_id>/cancel")
+def stop(run_id: UUID) -> Response:
+    """Cancel a question of the member; the run as it is now, also when it had ended already."""
+    who = principal()
+    try:
+        with tenant_session(who.tenant_id) as session:
+            cancel(session, who, run_id)
+    except LookupError:
+        abort(404)
+    return jsonify(_run(_find(who, run_id)))
+
+
+@blueprint.put("/runs/<uuid:run_id>/feedback")
+def judge(run_id: UUID) -> Response | tuple[Response, int, dict[str, str]]:
+    """Say what an answer was worth: JSON `{"rating": "up" | "down", "comment": …}`; the last word counts."""
+    body, who = _body(), principal()
+    rating, comment = body.get("rating"), body.get("comment", "")
+    if rating not in ("up", "down") or not isinstance(comment, str):
+        return problems.problem(
+            400, "malformed-request", _("The request cannot be answered."), _("Send a rating, up or down.")
+        )
+    try:
+        with tenant_session(who.tenant_id) as session:
+            give_feedback(session, who, run_id, rating, comment)
+    except LookupError:
+        abort(404)
+    return jsonify(rating=rating)
+
+
 @blueprint.get("/runs/<uuid:run_id>/events")
 def events(run_id: UUID) -> Response:
     """The run as server-sent events after `Last-Event-ID` (or `?after=`); the last one carries the whole run."""
@@ -85,11 +126,22 @@ def events(run_id: UUID) -> Response:
         run = _find(who, run_id)
         if run.state not in ENDED:
             return None
-        return RunEvent(seq, "answer" if run.state == "answered" else "failed", _run(run))
+        return RunEvent(seq, "answer" if run.state == "answered" else run.state, _run(run))
 
     frames = stream_with_context(streams.run_events(read, ending, _last_seen()))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Response(frames, mimetype="text/event-stream", headers=headers)
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(silent=True)
+    return body if isinstance(body, dict) else {}
+
+
+def _conversation(body: dict[str, Any]) -> UUID | None:
+    """The conversation to continue. Raises ValueError when what is named is no id."""
+    given = body.get("conversation_id")
+    return None if given is None else UUID(str(given))
 
 
 def _last_seen() -> int:
@@ -119,10 +171,14 @@ def _run(run: Run) -> dict[str, Any]:
     message, next_action = _why(run)
     return {
         "id": str(run.run_id),
+        "conversation_id": str(run.conversation_id),
         "question": run.question,
         "state": run.state,
         "answer": run.answer,
         "no_evidence": bool(run.no_evidence),
+        "partial": run.partial,
+        "waiting_for": run.waiting_for,
+        "cost_eur": f"{run.cost_eur:f}",
         "model": run.model,
         "reason": run.reason,
         "message": message,

@@ -18,7 +18,7 @@ from shared.conversations.runs import RunEvent
 
 log = logging.getLogger(__name__)
 
-LAST = frozenset({"answer", "failed"})
+LAST = frozenset({"answer", "failed", "cancelled"})
 """Kinds of events after which nothing comes."""
 
 

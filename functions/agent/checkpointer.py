@@ -1,13 +1,14 @@
 """LangGraph's checkpoints in PostgreSQL: one tenant, one commit a step, and only for who holds the run.
 
 Same contract as LangGraph's own savers (tests run its conformance suite), with what those lack: a tenant column under
-row-level security, and `guard`, which every write calls first in its transaction to renew the lease or be refused.
+row-level security, and `transaction`, in which a write renews the lease of the run or is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import UUID
 
@@ -25,21 +26,49 @@ from langgraph.checkpoint.base import (
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.conversations.steps import Step
 from shared.database import tenant_session
+
+_PUT = text(
+    "insert into core.checkpoints (tenant_id, thread_id, checkpoint_ns, checkpoint_id, parent_id, kind, checkpoint, "
+    "metadata) values (:tenant, :thread, :ns, :id, :parent, :kind, :checkpoint, cast(:metadata as jsonb)) "
+    "on conflict (tenant_id, thread_id, checkpoint_ns, checkpoint_id) "
+    "do update set kind = excluded.kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata"
+)
+
+_KEPT = ("__interrupt__", "__resume__")
+"""Channels (langgraph.checkpoint.serde.types) whose writes are needed to go on; an error is only tried again."""
 
 _COLUMNS = "thread_id, checkpoint_ns, checkpoint_id, parent_id, kind, checkpoint, metadata"
 
 
 class Checkpointer(BaseCheckpointSaver[int]):
-    """Stores the steps of runs of one tenant; `guard(session)` may raise Superseded to refuse a write."""
+    """Stores the steps of runs of one tenant.
 
-    def __init__(self, tenant_id: UUID, guard: Callable[[Session], None] = lambda session: None) -> None:
+    `transaction` opens the transaction of every write; it may raise Superseded to refuse it. `keep` stores a step
+    instead, for a run with one task a step, whose effects are stored under keys of their own: then what a task has
+    written need not be stored apart from the checkpoint that follows (interrupts are), a step is one statement, and
+    only the last checkpoint stays. `fresh`: nothing of this thread can be stored yet, so nobody looks.
+    """
+
+    def __init__(
+        self,
+        tenant_id: UUID,
+        transaction: Callable[[], AbstractContextManager[Session]] | None = None,
+        *,
+        keep: Callable[[Step], None] | None = None,
+        fresh: bool = False,
+    ) -> None:
         super().__init__()
         self._tenant_id = tenant_id
-        self._guard = guard
+        self._transaction = transaction or (lambda: tenant_session(tenant_id))
+        self._keep = keep
+        self._fresh = fresh
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that the config names, or the thread's last one."""
+        if self._fresh:
+            return None
         return next(self.list(config, limit=1), None)
 
     def list(
@@ -104,26 +133,24 @@ class Checkpointer(BaseCheckpointSaver[int]):
         place = config["configurable"]
         ns = place.get("checkpoint_ns", "")
         kind, blob = self.serde.dumps_typed(checkpoint)
-        with tenant_session(self._tenant_id) as session:
-            self._guard(session)
-            session.execute(
-                text(
-                    "insert into core.checkpoints (tenant_id, thread_id, checkpoint_ns, checkpoint_id, parent_id, "
-                    "kind, checkpoint, metadata) values (:tenant, :thread, :ns, :id, :parent, :kind, :checkpoint, "
-                    "cast(:metadata as jsonb)) on conflict (tenant_id, thread_id, checkpoint_ns, checkpoint_id) "
-                    "do update set kind = excluded.kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata"
-                ),
-                {
-                    "tenant": self._tenant_id,
-                    "thread": place["thread_id"],
-                    "ns": ns,
-                    "id": checkpoint["id"],
-                    "parent": place.get("checkpoint_id"),
-                    "kind": kind,
-                    "checkpoint": blob,
-                    "metadata": json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False),
-                },
-            )
+        about = json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False)
+        parent = place.get("checkpoint_id")
+        if self._keep is not None:
+            self._keep(Step(place["thread_id"], ns, checkpoint["id"], parent, kind, blob, about))
+        else:
+            values = {
+                "tenant": self._tenant_id,
+                "thread": place["thread_id"],
+                "ns": ns,
+                "id": checkpoint["id"],
+                "parent": parent,
+                "kind": kind,
+                "checkpoint": blob,
+                "metadata": about,
+            }
+            with self._transaction() as session:
+                session.execute(_PUT, values)
+        self._fresh = False
         return _config(place["thread_id"], ns, checkpoint["id"])
 
     def put_writes(
@@ -132,9 +159,10 @@ class Checkpointer(BaseCheckpointSaver[int]):
         """Store what a task of a step has written; errors and interrupts replace, ordinary writes stay as they are."""
         place = config["configurable"]
         replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
+        if self._keep is not None and all(channel not in _KEPT for channel, _ in writes):
+            return
         conflict = "do update set channel = excluded.channel, kind = excluded.kind, value = excluded.value"
-        with tenant_session(self._tenant_id) as session:
-            self._guard(session)
+        with self._transaction() as session:
             for position, (channel, value) in enumerate(writes):
                 kind, blob = self.serde.dumps_typed(value)
                 session.execute(

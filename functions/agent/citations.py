@@ -1,82 +1,150 @@
 """Proof: which words of an answer stand in the passages it cites. Pure: text in, verified text out.
 
 A claim is a piece of the answer that ends in citation marks like [1]. It is proven when what it quotes stands in the
-cited passage and no number beside the quotation is foreign to it, or, without a quotation, when one sentence of the
-passage carries most of its words and every number in it. A claim that is not proven loses its mark and is labelled; a
-passage that proves nothing is not cited.
+cited passages and no number beside the quotation is foreign to them, or, without a quotation, when one sentence of the
+passage carries most of its words and every number in it. A claim that is not proven loses its mark and is labelled,
+and so is a sentence without a mark that no passage carries; a passage that proves nothing is not cited.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from functions.agent.quoting import (
+    LIST_ITEM,
+    MARKS_OF_QUOTES,
+    QUOTES,
+    STITCH_WORDS,
+    find_quote,
+    numbers_in,
+    supporting_sentence,
+    words,
+)
 from functions.agent.state import CitationState, PassageState
+from functions.agent.wording import language_of
 
-# Every pattern runs in linear time on any answer: no two neighbouring repetitions match the same characters.
 _MARKS = re.compile(r"\[\d{1,3}\](?:\s*\[\d{1,3}\])*")
 _MARK = re.compile(r"\[(\d{1,3})\]")
-# The outermost quotation counts, with what it quotes itself; models also open „ and close ".
-_QUOTES = re.compile(
-    r"""„((?:[^„“”]|„[^„“”]*[“”])+)[“”] | „([^„"]+)" | “((?:[^“”]|“[^“”]*”)+)” | [“”]([^„“”]+)[“”]
-    | «([^«»]+)» | »([^«»]+)« | "([^"]+)" """,
-    re.VERBOSE,
-)
-_MARKS_OF_QUOTES = frozenset('„“”«»"')
-_ELLIPSIS = re.compile(r"\[(?:…|\.\.\.)\]|…|\.\.\.")
-_WORD = re.compile(r"\d+(?:[.,:/]\d+)+|\w+")
-_THOUSANDS = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
-# A number at the head of a line counts items, unless a month follows: "31. März".
-_LIST_ITEM = re.compile(
-    r"^[ \t]*\d{1,2}[.)][ \t]+(?!jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[kc]t|nov|de[zc])",
-    re.MULTILINE | re.IGNORECASE,
-)
-# A full stop after a number ends no sentence: "bis zum 31. März", "im 2. Abschnitt".
-_SENTENCE = re.compile(r"[^.!?\n]+(?:(?:(?<=\d)\.|[.!?](?!\s+[A-ZÄÖÜ]))[^.!?\n]*)*[.!?]?")
-SUPPORT = 0.6
-"""Share of a claim's content words that its sentence must carry; a paraphrase keeps its nouns and numbers."""
+# Sentences of the answer itself: a full stop after a number or a single letter ("31. März", "z. B.") ends none.
+_SENTENCE_END = re.compile(r"(?<![\d.])(?<!\b\w)[.!?]+(?=\s+[^a-zäöüß\s])|\n+")
+CLAIM_WORDS = 3
+"""From so many content words on, a sentence without a mark says something that wants proof."""
+
+Finding = str
+"""invented, altered-number, mixed-sources, wrong-number, unsupported, unmarked: why a claim was labelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An answer after checking: the text with marks renumbered from 1, its citations, and what could not be proven."""
+    """An answer after checking: the text with marks renumbered from 1, its citations, and what could not be proven.
+
+    `results`: claims proven by the result of a tool, which is no document and has no citation.
+    """
 
     text: str
     citations: tuple[CitationState, ...]
     unproven: int
+    findings: tuple[Finding, ...] = ()
+    results: int = 0
+
+
+@dataclass
+class _Checking:
+    """The answer as it is put together again."""
+
+    known: Mapping[int, PassageState]
+    label: str
+    out: list[str] = field(default_factory=list)
+    citations: list[CitationState] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    results: int = 0
+
+    def unproven(self, finding: Finding) -> None:
+        """Label what was just written."""
+        self.findings.append(finding)
+        self.out.append(f" {self.label}")
+
+    def sentences(self, text: str) -> None:
+        """Write sentences that have no mark; what no passage carries is labelled."""
+        for sentence, gap in _split(text):
+            self.out.append(sentence)
+            if _claims(sentence) and not any(_prove(sentence, [p]) for p in self.known.values()):
+                self.unproven("unmarked")
+            self.out.append(gap)
+
+    def claim(self, claim: str, marks: list[int]) -> None:
+        """Write a claim with the marks that hold."""
+        self.out.append(claim)
+        cited = [self.known[number] for number in marks if number in self.known]
+        proofs = _prove(claim, cited)
+        own: list[str] = []
+        for passage, place in proofs:
+            if passage["chunk_id"]:
+                own.append(f"[{_cite(self.citations, passage['number'], passage['text'], place)}]")
+            else:
+                self.results += 1
+                own.append(f"({passage['title']})")
+        if own:
+            self.out.append(" " + " ".join(dict.fromkeys(own)))
+        else:
+            self.unproven(_why(claim, cited, list(self.known.values())))
 
 
 def verify(answer: str, passages: Sequence[PassageState], unproven_label: str) -> Verified:
-    """Check every cited claim of an answer against its passages."""
-    known = {passage["number"]: passage for passage in passages}
-    out: list[str] = []
-    citations: list[CitationState] = []
-    unproven = 0
+    """Check every claim of an answer against its passages."""
+    checking = _Checking({passage["number"]: passage for passage in passages}, unproven_label)
     position = 0
     for marks in _MARKS.finditer(answer):
-        claim = answer[position : marks.start()].rstrip()
+        before, claim = _last_sentence(answer[position : marks.start()].rstrip())
         position = marks.end()
-        out.append(claim)
-        own = []
-        for number in dict.fromkeys(int(n) for n in _MARK.findall(marks.group())):
-            passage = known.get(number)
-            place = _prove(claim, passage) if passage else None
-            if passage and place:
-                own.append(_cite(citations, number, passage["text"], place))
-        if own:
-            out.append(" " + " ".join(f"[{n}]" for n in dict.fromkeys(own)))
-        else:
-            unproven += 1
-            out.append(f" {unproven_label}")
+        checking.sentences(before)
+        checking.claim(claim, list(dict.fromkeys(int(n) for n in _MARK.findall(marks.group()))))
     tail = answer[position:]
-    out.append(tail)
-    if not citations and not unproven and _words(tail):
-        unproven = 1
-        out.append(f" {unproven_label}")
-    return Verified("".join(out).strip(), tuple(citations), unproven)
+    if position:
+        checking.sentences(tail)
+    else:
+        checking.out.append(tail)
+        if words(tail):
+            checking.unproven("unmarked")
+    text = "".join(checking.out).strip()
+    findings = tuple(checking.findings)
+    return Verified(text, tuple(checking.citations), len(findings), findings, checking.results)
+
+
+def _blind(text: str) -> str:
+    """The text with its quotations blotted out, as long as before: full stops inside them end no sentence."""
+    return QUOTES.sub(lambda match: "x" * len(match.group()), text)
+
+
+def _split(text: str) -> list[tuple[str, str]]:
+    """Sentences, each with the white space behind it; together they are the text."""
+    found = []
+    start = 0
+    for end in _SENTENCE_END.finditer(_blind(text)):
+        stop = end.start() if text[end.start()] == "\n" else end.end()
+        found.append((text[start:stop], text[stop : end.end()]))
+        start = end.end()
+    found.append((text[start:], ""))
+    return found
+
+
+def _last_sentence(text: str) -> tuple[str, str]:
+    """What stands before a claim, and the claim: the last sentence, with those before it that quote."""
+    parts = _split(text)
+    first = len(parts) - 1
+    while first > 0 and not parts[first][0].strip():
+        first -= 1
+    while first > 0 and (QUOTES.search(parts[first - 1][0]) or not _claims(parts[first - 1][0])):
+        first -= 1
+    return "".join(a + b for a, b in parts[:first]), "".join(a + b for a, b in parts[first:])
+
+
+def _claims(sentence: str) -> bool:
+    """Whether a sentence says something that wants proof: not a heading, a question, or what leads to a list."""
+    stripped = sentence.strip()
+    return not stripped.endswith((":", "?")) and not stripped.startswith("#") and len(words(stripped)) >= CLAIM_WORDS
 
 
 def _cite(citations: list[CitationState], passage: int, text: str, place: tuple[int, int]) -> int:
@@ -89,140 +157,126 @@ def _cite(citations: list[CitationState], passage: int, text: str, place: tuple[
     return number
 
 
-def _prove(claim: str, passage: PassageState) -> tuple[int, int] | None:
-    """Where the passage proves the claim, as character offsets, or None."""
-    claim = _LIST_ITEM.sub("", claim).strip()
-    if claim[:1] in _MARKS_OF_QUOTES and claim[-1:] in _MARKS_OF_QUOTES:
+Proof = tuple[PassageState, tuple[int, int]]
+
+
+def _prove(claim: str, cited: Sequence[PassageState]) -> list[Proof]:
+    """Where the cited passages prove the claim, as character offsets in each; nothing when they do not."""
+    claim = LIST_ITEM.sub("", claim).strip()
+    if claim[:1] in MARKS_OF_QUOTES and claim[-1:] in MARKS_OF_QUOTES:
         # The extractive answerer's form; quotation marks inside, paired or not, are then the document's own.
-        whole = find_quote(claim[1:-1], passage["text"])
+        whole = [(passage, place) for passage in cited if (place := find_quote(claim[1:-1], passage["text"]))]
         if whole:
             return whole
-    quotes = [next(filter(None, found)) for found in _QUOTES.findall(claim)]
+    quotes = _quotes_of(claim)
     if not quotes:
-        return _supporting_sentence(claim, passage["text"])
-    places = [find_quote(quote, passage["text"]) for quote in quotes]
-    if any(place is None for place in places):
-        return None
+        return [(passage, place) for passage in cited if (place := _supports(claim, passage))]
+    proofs: list[Proof] = []
+    for passage in cited:
+        places = [place for quote in quotes if (place := find_quote(quote, passage["text"]))]
+        if places:
+            proofs.append((passage, max(places, key=lambda place: place[1] - place[0])))
+    # Each quotation stands in one of the cited passages; a claim may rest on two of them.
+    if not all(any(find_quote(quote, passage["text"]) for passage, _ in proofs) for quote in quotes):
+        return []
     # A true quotation must not carry a wrong number beside it; headings may bring numbers ("§ 3") too.
-    around = " ".join([passage["title"], *passage["heading_path"], passage["text"]])
-    if not _numbers(_words(_QUOTES.sub(" ", claim))) <= _words(around):
-        return None
-    return max((place for place in places if place), key=lambda place: place[1] - place[0])
+    around = " ".join(" ".join([p["title"], *p["heading_path"], p["text"]]) for p, _ in proofs)
+    return proofs if numbers_in(words(QUOTES.sub(" ", claim))) <= words(around) else []
 
 
-def find_quote(quote: str, passage: str) -> tuple[int, int] | None:
-    """Where a quotation stands in a passage, as character offsets.
-
-    White space, case, kinds of quotation marks and hyphens, and division at line ends are forgiven. An ellipsis
-    inside the quotation stands for left-out words: its parts must follow one another.
-    """
-    text, offsets = _normalised(passage)
-    start = end = -1
-    cursor = 0
-    for part in _ELLIPSIS.split(quote):
-        wanted = _normalised(part)[0].strip()
-        if not wanted:
-            continue
-        found = _whole_words(text, wanted, cursor)
-        if found < 0:
-            # English puts the full stop of the answer into the quotation of half a sentence.
-            wanted = wanted.rstrip(".,;:!?")
-            found = _whole_words(text, wanted, cursor) if wanted else -1
-        if found < 0:
-            return None
-        if start < 0:
-            start = offsets[found]
-        cursor = found + len(wanted)
-        end = offsets[cursor - 1] + 1
-    return (start, end) if start >= 0 else None
+def _supports(claim: str, passage: PassageState) -> tuple[int, int] | None:
+    """Where a passage carries a claim that quotes nothing."""
+    place = supporting_sentence(claim, passage["text"])
+    if place is None and not passage["chunk_id"]:
+        # The result of a tool is often a bare number: what counts is that the claim says the same one.
+        numbers = numbers_in(words(claim))
+        return (0, len(passage["text"])) if numbers and numbers <= words(passage["text"]) else None
+    return place
 
 
-def _whole_words(text: str, wanted: str, cursor: int) -> int:
-    """Where `wanted` stands in `text` without cutting a word or a number: “5 days” is not in “15 days”."""
-    while (found := text.find(wanted, cursor)) >= 0:
-        end = found + len(wanted)
-        before = found and _in_word(text[found - 1]) and _in_word(wanted[0])
-        after = end < len(text) and _in_word(text[end]) and _in_word(wanted[-1])
-        if not before and not after:
-            return found
-        cursor = found + 1
-    return -1
+def _quotes_of(claim: str) -> list[str]:
+    return [next(filter(None, found)) for found in QUOTES.findall(claim)]
 
 
-def _in_word(char: str) -> bool:
-    return char.isalnum() or unicodedata.combining(char) > 0
+def _why(claim: str, cited: Sequence[PassageState], known: Sequence[PassageState]) -> Finding:
+    """What is wrong with a claim that is not proven."""
+    if not cited:
+        return "wrong-number"
+    others = [passage for passage in known if passage not in cited]
+    if others and _prove(claim, others):
+        return "wrong-number"
+    quotes = _quotes_of(claim)
+    if not quotes:
+        near = any(supporting_sentence(claim, passage["text"], any_number=True) for passage in cited)
+        return "altered-number" if near else "unsupported"
+    lost = [quote for quote in quotes if not any(find_quote(quote, passage["text"]) for passage in cited)]
+    if not lost or any(_without_numbers(quote, cited) for quote in lost):
+        return "altered-number"
+    return "mixed-sources" if any(_stitched(quote, known) for quote in lost) else "invented"
 
 
-@lru_cache(maxsize=64)
-def _normalised(text: str) -> tuple[str, tuple[int, ...]]:
-    """Text for comparison, and for each of its characters the offset it came from."""
-    out: list[str] = []
-    offsets: list[int] = []
-    for offset, char in enumerate(text):
-        if char.isspace():
-            if out and out[-1] != " " and not _divides(out):
-                out.append(" ")
-                offsets.append(offset)
-        elif char not in _INVISIBLE:
-            if char.islower() and _divides(out) and text[offset - 1].isspace():
-                # "Arbeits- tage" was one word before its line ended; done to quotation and passage alike.
-                out.pop()
-                offsets.pop()
-            for piece in char.lower() if char.isascii() else unicodedata.normalize("NFKD", char).casefold():
-                out.append(_ALIKE.get(piece, piece))
-                offsets.append(offset)
-    return "".join(out), tuple(offsets)
+_NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 
 
-def _divides(out: list[str]) -> bool:
-    return len(out) > 1 and out[-1] == "-" and out[-2].isalpha()
+def _without_numbers(quote: str, passages: Sequence[PassageState]) -> bool:
+    """Whether a quotation stands there with other numbers."""
+    if not _NUMBER.search(quote):
+        return False
+    blank = _NUMBER.sub("0", quote)
+    return any(find_quote(blank, _NUMBER.sub("0", passage["text"])) for passage in passages)
 
 
-_INVISIBLE = frozenset("\u00ad\u200b\u200c\u200d\u2060\ufeff")  # soft hyphen, zero widths
-_ALIKE = dict.fromkeys("„“”«»‟", '"') | dict.fromkeys("‘’‚‛`´", "'") | dict.fromkeys("‐‑‒–—−", "-")
+def _stitched(quote: str, passages: Sequence[PassageState]) -> bool:
+    """Whether a quotation begins in one passage and ends in another."""
+    parts = quote.split()
+
+    def stands(piece: list[str]) -> bool:
+        return any(find_quote(" ".join(piece), passage["text"]) for passage in passages)
+
+    low, high = 0, len(parts)
+    while low < high:  # the longest beginning that stands somewhere: shorter ones do too
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if stands(parts[:middle]) else (low, middle - 1)
+    return STITCH_WORDS <= low <= len(parts) - STITCH_WORDS and stands(parts[low:])
 
 
-def _supporting_sentence(claim: str, passage: str) -> tuple[int, int] | None:
-    wanted = _words(claim)
-    if not wanted:
-        return None
-    numbers = _numbers(wanted)
-    best: tuple[float, int, int] | None = None
-    for have, start, end in _sentences(passage):
-        share = len(wanted & have) / len(wanted)
-        if numbers <= have and share >= SUPPORT and (best is None or share > best[0]):
-            best = (share, start, end)
-    return (best[1], best[2]) if best else None
+def foreign_language(draft: str, language: str) -> bool:
+    """Whether the words of an answer, without what it quotes, are in the other language (`de`, `en`)."""
+    own = _MARKS.sub(" ", QUOTES.sub(" ", draft))
+    return len(words(own)) >= CLAIM_WORDS and language_of(own, default=language) != language
 
 
-@lru_cache(maxsize=64)
-def _sentences(passage: str) -> tuple[tuple[frozenset[str], int, int], ...]:
-    """The words of each sentence of a passage, with its place."""
-    found = []
-    for match in _SENTENCE.finditer(passage):
-        left = len(match.group()) - len(match.group().lstrip())
-        found.append((_words(match.group()), match.start() + left, match.end()))
-    return tuple(found)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a quotation stands: the chunk, the offsets in its text, what it is there, and the page."""
+
+    chunk_id: str
+    start: int
+    end: int
+    quote: str
+    heading_path: tuple[str, ...]
+    page: int | None
 
 
-@lru_cache(maxsize=256)
-def _words(text: str) -> frozenset[str]:
-    """Content words: everything of four letters or more, and every number."""
-    words = (_number(word) for word in _WORD.findall(text.casefold()))
-    return frozenset(word for word in words if len(word) > 3 or any(c.isdigit() for c in word))
-
-
-def _number(word: str) -> str:
-    """A number as German and English agree on it: 1.000 and 1,000 are 1000; 2,5 is 2.5; 12:30 is 12.30."""
-    if not word[0].isdigit():
-        return word
-    if _THOUSANDS.fullmatch(word):
-        return re.sub("[.,]", "", word)
-    return word.replace(",", ".").replace(":", ".")
-
-
-def _numbers(words: frozenset[str]) -> frozenset[str]:
-    return frozenset(word for word in words if any(c.isdigit() for c in word))
+def placed(passage: PassageState, start: int, end: int) -> Place:
+    """The chunk of a passage that `text[start:end]` is cited from: the one with most of it, which is then the quote."""
+    text, parts = passage["text"], passage.get("parts") or []
+    if not parts:
+        page = page_at(passage["page_starts"], start)
+        return Place(passage["chunk_id"], start, end, text[start:end], tuple(passage["heading_path"]), page)
+    # The chunk that was found comes before its neighbours when both have it whole.
+    ordered = sorted(parts, key=lambda one: one["chunk_id"] != passage["chunk_id"])
+    part = max(ordered, key=lambda one: min(end, one["end"]) - max(start, one["start"]))
+    first, last = max(start, part["start"]), min(end, part["end"])
+    begin = first - part["start"]
+    return Place(
+        part["chunk_id"],
+        begin,
+        last - part["start"],
+        text[first:last],
+        tuple(part["heading_path"]),
+        page_at(part["page_starts"], begin),
+    )
 
 
 def page_at(page_starts: Sequence[Sequence[int]], offset: int) -> int | None:
@@ -233,3 +287,6 @@ def page_at(page_starts: Sequence[Sequence[int]], offset: int) -> int | None:
             break
         found = page
     return found
+
+
+__all__ = ["Place", "Verified", "find_quote", "foreign_language", "page_at", "placed", "verify"]

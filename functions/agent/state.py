@@ -1,11 +1,22 @@
 """What the graph remembers between its steps: plain JSON, because it is stored and read by later releases.
 
-The keys and the names of the nodes are wire formats: a renamed one makes a waiting run end as finished (FACTS).
+The keys and the names of the nodes are wire formats: a renamed one makes a waiting run end as finished (FACTS). A key
+that an earlier release did not write is read with `.get`.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
+
+
+class PartState(TypedDict):
+    """A chunk inside a passage with context: `text[start:end]` of the passage is the chunk's text."""
+
+    chunk_id: str
+    start: int
+    end: int
+    heading_path: list[str]
+    page_starts: list[list[int]]
 
 
 class PassageState(TypedDict):
@@ -13,6 +24,7 @@ class PassageState(TypedDict):
 
     number: int
     chunk_id: str
+    """Empty for the result of a tool that is no document."""
     version_id: str
     document_id: str
     title: str
@@ -21,6 +33,10 @@ class PassageState(TypedDict):
     page_starts: list[list[int]]
     """[page, offset in the text where it begins], in order; empty when the document has no pages."""
     similarity: float
+    parts: NotRequired[list[PartState]]
+    """The chunks of a passage with its context; absent: one chunk."""
+    tool: NotRequired[str]
+    """The tool that found it."""
 
 
 class CitationState(TypedDict):
@@ -33,13 +49,49 @@ class CitationState(TypedDict):
     end: int
 
 
+class CallState(TypedDict):
+    """A tool call the model wants; `verdict` is run, ask or refuse, `text` why not."""
+
+    key: str
+    call_id: str
+    name: str
+    arguments: dict[str, Any]
+    malformed: str
+    verdict: str
+    text: str
+
+
 class RunState(TypedDict, total=False):
-    """The state of a run, filled step by step: retrieve, generate, verify."""
+    """The state of a run, filled step by step.
+
+    `decision` is where `reason`, `verify` and the like send the run next. `rounds` counts decisions of the model,
+    `tries` searches, `drafts` answers written. `fallback`: nothing in the documents answers the question.
+    """
 
     question: str
+    standalone: str
+    turns: int
+    """Earlier turns of the conversation that were read."""
+    query: str
+    tries: int
+    enough: bool
+    strength: float
+    space_id: str
     passages: list[PassageState]
+    rounds: int
+    steps: int
+    dialogue: list[dict[str, Any]]
+    calls: list[CallState]
+    decision: str
+    partial: bool
     draft: str
+    drafts: int
+    cut: bool
+    """The model stopped at its length limit."""
     usage: dict[str, Any]
     answer: str
     no_evidence: bool
+    fallback: bool
     citations: list[CitationState]
+    findings: list[str]
+    """What verification found: invented, altered-number, mixed-sources, wrong-number, unsupported, unmarked."""

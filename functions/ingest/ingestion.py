@@ -11,7 +11,9 @@ from uuid import UUID
 
 from functions.ingest.chunking import Chunk, chunk_document
 from functions.ingest.parsing.document import Attachment, Page, ParsedDocument
+from functions.ingest.parsing.ocr import installed
 from functions.ingest.parsing.sandbox import parse_in_child
+from shared import tracing
 from shared.database import tenant_session
 from shared.documents.attachments import DEEPEST, MOST, depth_of, submit_attachments, withdraw_attachments
 from shared.documents.completion import finish_version
@@ -23,6 +25,7 @@ from shared.documents.vectors import text_hash
 from shared.errors import PermanentError
 from shared.events import DocumentSubmitted, DocumentWithdrawn
 from shared.messaging import storable
+from shared.retrieval.spaces import chunker_for
 from shared.services import Services
 from shared.storage import Storage, too_large
 from shared.tenants.directory import require_source
@@ -59,6 +62,7 @@ def _ingest(event: DocumentSubmitted, reception: Reception, services: Services) 
         content = read_content(event, reception, services)
     except PermanentError as error:
         log.warning("document failed: %s", error.reason, extra={"document_id": reception.document_id})
+        tracing.fail_operation(error.reason)
         with tenant_session(event.tenant_id) as session:
             fail_version(session, event.tenant_id, reception.version_id, error)
         return
@@ -86,14 +90,20 @@ def read_content(event: DocumentSubmitted, reception: Reception, services: Servi
     with tenant_session(event.tenant_id) as session:
         if skip_unchanged(session, reception, content_hash, event.traceparent):
             return None
-    parsed = parse_in_child(
-        data,
-        name=event.file_name or event.external_id,
-        media_type=event.media_type or None,
-        seconds=settings.parse_seconds,
-        memory_mb=settings.parse_memory_mb,
-    )
-    chunks = chunk_document(parsed, size=settings.chunk_size, overlap=settings.chunk_overlap)
+        chunker = chunker_for(session, event.tenant_id)
+    with tracing.span("parse", bytes=len(data)) as span:
+        parsed = parse_in_child(
+            data,
+            name=event.file_name or event.external_id,
+            media_type=event.media_type or None,
+            seconds=settings.parse_seconds,
+            memory_mb=settings.parse_memory_mb,
+            recogniser=installed(settings.ocr_languages) if settings.ocr == "auto" else None,
+        )
+        span.set(media_type=parsed.media_type, pages=len(parsed.pages), characters=len(parsed.text))
+    with tracing.span("chunk") as span:
+        chunks = chunk_document(parsed, size=chunker.size, overlap=chunker.overlap)
+        span.set(chunks=len(chunks))
     content = _content(parsed, chunks, content_hash, uri, len(data), event.title)
     if depth_of(event) >= DEEPEST:
         return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from shared.conversations.runs import fail
+from shared.conversations.ending import fail
 from shared.database import operator_session, tenant_session
 from shared.dead_letters.archive import DeadLetter, archive, is_archived
 from shared.dead_letters.replay import EXHAUSTED, automatic_replays, source_of, topic_for

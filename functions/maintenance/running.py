@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from functions.maintenance.jobs import (
+    campaigns,
+    collect_blobs,
     dead_letter_check,
     index_care,
     index_test,
     purge,
+    purge_documents,
     recall_probe,
     refresh_web_sources,
     reindex,
@@ -48,9 +51,12 @@ says when it runs and what for (`noesis jobs list`).
 
 JOBS: dict[str, Job] = {
     "sweep": sweep.run,
+    "campaigns": campaigns.run,
     "refresh-web-sources": refresh_web_sources.run,
     "dead-letter-check": dead_letter_check.run,
     "purge": purge.run,
+    "purge-documents": purge_documents.run,
+    "collect-blobs": collect_blobs.run,
     "index-care": index_care.run,
     "recall-probe": recall_probe.run,
     "schema-check": schema_check.run,

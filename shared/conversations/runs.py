@@ -10,19 +10,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared import tracing
+from shared.conversations.withholding import ANSWER, CITATIONS, EVENT_DATA
 from shared.errors import PermanentError, Superseded
-from shared.events import AnswerQuestion, AnswerReady, new_traceparent
+from shared.events import AnswerQuestion, new_traceparent
 from shared.messaging import publish
 from shared.tenants.directory import Principal
 
 LEASE = timedelta(seconds=150)
 """Longer than the longest node (120 s, REQUIREMENTS section 2), so that only a dead worker loses it."""
+
+CLOCK_SLACK = timedelta(seconds=5)
+"""How much earlier than its time a postponed command may come: the queue's clock is not the database's."""
 
 QUESTION_LIMIT = 4_000
 """Characters; a question, not a document."""
@@ -73,11 +79,18 @@ class Answer:
     model: str
     input_tokens: int
     output_tokens: int
+    cost_eur: Decimal = Decimal(0)
+    partial: bool = False
+    """Answered from what there was when the run's steps were used up."""
+    language: str = ""
+    prompts: str = ""
+    """Names and versions of the prompts that were used."""
+    space_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as people see it."""
+    """A run as people see it. `waiting_for`: approval, budget, price or provider, while the state is `waiting`."""
 
     run_id: UUID
     conversation_id: UUID
@@ -91,11 +104,15 @@ class Run:
     created_at: Any
     finished_at: Any
     citations: tuple[Citation, ...]
+    partial: bool = False
+    cost_eur: Decimal = Decimal(0)
+    waiting_for: str | None = None
+    waiting_until: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """A step or a piece of the answer: `kind` is step, token, draft-restarted, answer or failed."""
+    """A step or a piece of the answer: `kind` is step, token, draft-restarted, waiting, answer, failed or cancelled."""
 
     seq: int
     kind: str
@@ -137,7 +154,7 @@ def ask(
         ids | {"conversation": conversation_id},
     ).scalar():
         raise PermanentError("unknown-conversation", "There is no such conversation.", "Start a new one.")
-    traceparent = new_traceparent()
+    traceparent = tracing.current_traceparent(new_traceparent())
     session.execute(
         text(
             "insert into core.runs (tenant_id, run_id, conversation_id, member_id, question, state, traceparent) "
@@ -172,15 +189,18 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     row = session.execute(
         text(
             "update core.runs set state = 'running', epoch = epoch + 1, lease_until = now() + :lease, "
-            "crashes = crashes + case when lease_until is null then 0 else 1 end "
-            "where tenant_id = :tenant and run_id = :run and state in ('queued', 'running') "
+            "crashes = crashes + case when lease_until is null then 0 else 1 end, "
+            "waiting_for = null, waiting_until = null "
+            "where tenant_id = :tenant and run_id = :run and (state in ('queued', 'running') "
+            # What waits for a person has no time at which it goes on.
+            "or (state = 'waiting' and waiting_for <> 'approval' and waiting_until < now() + :slack)) "
             "and (lease_until is null or lease_until < now()) "
             "returning conversation_id, member_id, question, traceparent, epoch, crashes"
         ),
-        {"tenant": tenant_id, "run": run_id, "lease": LEASE},
+        {"tenant": tenant_id, "run": run_id, "lease": LEASE, "slack": CLOCK_SLACK},
     ).first()
     if row is None:
-        raise Superseded("the run has ended or somebody else works on it")
+        raise Superseded("the run has ended, waits, or somebody else works on it")
     last = session.execute(
         text("select coalesce(max(seq), 0) from core.run_events where tenant_id = :tenant and run_id = :run"),
         {"tenant": tenant_id, "run": run_id},
@@ -240,90 +260,10 @@ def append_events(session: Session, lease: Lease, events: Sequence[RunEvent]) ->
         )
 
 
-def finish(session: Session, lease: Lease, answer: Answer, seq: int) -> None:
-    """Store answer, citations and the last event, and announce it; all of it or nothing, and once."""
-    hold(session, lease)
-    ids = {"tenant": lease.tenant_id, "run": lease.run_id}
-    session.execute(
-        text(
-            "update core.runs set state = 'answered', answer = :answer, no_evidence = :no_evidence, model = :model, "
-            "input_tokens = :input, output_tokens = :output, lease_until = null, finished_at = now() "
-            "where tenant_id = :tenant and run_id = :run"
-        ),
-        ids
-        | {
-            "answer": answer.text,
-            "no_evidence": answer.no_evidence,
-            "model": answer.model,
-            "input": answer.input_tokens,
-            "output": answer.output_tokens,
-        },
-    )
-    for citation in answer.citations:
-        session.execute(
-            text(
-                "insert into core.citations (tenant_id, run_id, number, document_id, version_id, chunk_id, title, "
-                "heading_path, page, quote, quote_start, quote_end) values (:tenant, :run, :number, :document, "
-                ":version, :chunk, :title, cast(:heading_path as jsonb), :page, :quote, :start, :end)"
-            ),
-            ids
-            | {
-                "number": citation.number,
-                "document": citation.document_id,
-                "version": citation.version_id,
-                "chunk": citation.chunk_id,
-                "title": citation.title,
-                "heading_path": json.dumps(citation.heading_path, ensure_ascii=False),
-                "page": citation.page,
-                "quote": citation.quote,
-                "start": citation.quote_start,
-                "end": citation.quote_end,
-            },
-        )
-    append_events(session, lease, [RunEvent(seq, "answer", {"no_evidence": answer.no_evidence})])
-    _announce(session, lease.tenant_id, lease.run_id, lease.conversation_id, "answered", lease.traceparent)
-
-
-def _announce(
-    session: Session, tenant_id: UUID, run_id: UUID, conversation_id: UUID, state: str, traceparent: str
-) -> None:
-    publish(
-        session,
-        AnswerReady(
-            # A run that failed may be resumed and answered: those are two events.
-            event_id=uuid5(run_id, f"ready:{state}"),
-            tenant_id=tenant_id,
-            traceparent=traceparent,
-            run_id=run_id,
-            conversation_id=conversation_id,
-            state=state,
-        ),
-    )
-
-
-def fail(session: Session, tenant_id: UUID, run_id: UUID, error: PermanentError) -> None:
-    """End a run that cannot be answered, with the reason; does nothing when it has ended already."""
-    ids = {"tenant": tenant_id, "run": run_id}
-    row = session.execute(
-        text(
-            "update core.runs set state = 'failed', reason = :reason, message = :message, lease_until = null, "
-            "finished_at = now() where tenant_id = :tenant and run_id = :run "
-            "and state in ('queued', 'running', 'waiting') returning conversation_id, traceparent"
-        ),
-        ids | {"reason": error.reason, "message": f"{error.message} {error.next_action}".strip()},
-    ).first()
-    if row is None:
-        return
-    session.execute(
-        text(
-            "insert into core.run_events (tenant_id, run_id, seq, kind, data) "
-            "select :tenant, :run, coalesce(max(seq), 0) + 1, 'failed', "
-            "jsonb_build_object('reason', cast(:reason as text)) "
-            "from core.run_events where tenant_id = :tenant and run_id = :run"
-        ),
-        ids | {"reason": error.reason},
-    )
-    _announce(session, tenant_id, run_id, row.conversation_id, "failed", row.traceparent)
+_SHOWN = (
+    f"run_id, conversation_id, question, state, {ANSWER}, no_evidence, model, reason, message, created_at, "
+    "finished_at, partial, cost_eur, waiting_for, waiting_until"
+)
 
 
 def read_run(session: Session, principal: Principal, run_id: UUID) -> Run | None:
@@ -331,8 +271,7 @@ def read_run(session: Session, principal: Principal, run_id: UUID) -> Run | None
     ids = {"tenant": principal.tenant_id, "member": principal.member_id, "run": run_id}
     row = session.execute(
         text(
-            "select run_id, conversation_id, question, state, answer, no_evidence, model, reason, message, "
-            "created_at, finished_at from core.runs "
+            f"select {_SHOWN} from core.runs r "  # constant
             "where tenant_id = :tenant and run_id = :run and member_id = :member"
         ),
         ids,
@@ -343,13 +282,7 @@ def read_run(session: Session, principal: Principal, run_id: UUID) -> Run | None
 
 
 def _citations(session: Session, tenant_id: UUID, run_id: UUID) -> tuple[Citation, ...]:
-    rows = session.execute(
-        text(
-            "select number, document_id, version_id, chunk_id, title, heading_path, page, quote, quote_start, "
-            "quote_end from core.citations where tenant_id = :tenant and run_id = :run order by number"
-        ),
-        {"tenant": tenant_id, "run": run_id},
-    )
+    rows = session.execute(text(CITATIONS), {"tenant": tenant_id, "run": run_id})
     return tuple(Citation(**{**row._mapping, "heading_path": tuple(row.heading_path)}) for row in rows)
 
 
@@ -357,7 +290,7 @@ def events_after(session: Session, principal: Principal, run_id: UUID, seq: int,
     """Events of a member's own run after `seq`, in order."""
     rows = session.execute(
         text(
-            "select e.seq, e.kind, e.data from core.run_events e join core.runs r "
+            f"select e.seq, e.kind, {EVENT_DATA} as data from core.run_events e join core.runs r "
             "on r.tenant_id = e.tenant_id and r.run_id = e.run_id "
             "where e.tenant_id = :tenant and e.run_id = :run and e.seq > :seq and r.member_id = :member "
             "order by e.seq limit :limit"
@@ -377,8 +310,7 @@ def recent_runs(session: Session, principal: Principal, limit: int = 20) -> list
     """The member's last runs, newest first, without citations."""
     rows = session.execute(
         text(
-            "select run_id, conversation_id, question, state, answer, no_evidence, model, reason, message, "
-            "created_at, finished_at from core.runs where tenant_id = :tenant and member_id = :member "
+            f"select {_SHOWN} from core.runs r where tenant_id = :tenant and member_id = :member "
             "order by created_at desc limit :limit"
         ),
         {"tenant": principal.tenant_id, "member": principal.member_id, "limit": limit},

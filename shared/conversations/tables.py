@@ -11,7 +11,9 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    Numeric,
     PrimaryKeyConstraint,
+    SmallInteger,
     Table,
     Text,
     Uuid,
@@ -22,6 +24,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.database import metadata
 
 NOW = text("now()")
+
+EUR = Numeric(18, 9)
+"""Euros to the nano, as in the ledger of shared.money."""
 
 RUN_STATES = ("queued", "running", "waiting", "answered", "failed", "cancelled")
 
@@ -63,6 +68,13 @@ runs = Table(
     Column("traceparent", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("finished_at", DateTime(timezone=True)),
+    Column("cost_eur", EUR, nullable=False, server_default="0"),
+    Column("partial", Boolean, nullable=False, server_default=text("false")),
+    Column("language", Text),
+    Column("prompts", Text),
+    Column("space_id", Uuid),
+    Column("waiting_for", Text),
+    Column("waiting_until", DateTime(timezone=True)),
     PrimaryKeyConstraint("tenant_id", "run_id"),
     ForeignKeyConstraint(
         ["tenant_id", "conversation_id"],
@@ -73,8 +85,10 @@ runs = Table(
         ["tenant_id", "member_id"], ["core.members.tenant_id", "core.members.member_id"], ondelete="CASCADE"
     ),
     CheckConstraint(f"state in {RUN_STATES}", name="runs_state_check"),
+    CheckConstraint("waiting_for in ('approval', 'budget', 'price', 'provider')", name="runs_waiting_check"),
     Index("runs_conversation_idx", "tenant_id", "conversation_id", "created_at"),
     Index("runs_open_idx", "created_at", postgresql_where=text("state in ('queued', 'running')")),
+    Index("runs_waiting_idx", "waiting_until", postgresql_where=text("state = 'waiting'")),
     schema="core",
 )
 
@@ -112,6 +126,48 @@ citations = Table(
     schema="core",
 )
 """`quote_start` and `quote_end` are character offsets into the chunk's text."""
+
+model_calls = Table(
+    "model_calls",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("call_key", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("prompt", Text, nullable=False, server_default=text("''")),
+    Column("reply", JSONB, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("cost_eur", EUR, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "run_id", "call_key"),
+    ForeignKeyConstraint(["tenant_id", "run_id"], ["core.runs.tenant_id", "core.runs.run_id"], ondelete="CASCADE"),
+    schema="core",
+)
+"""Finished model calls of runs, keyed by their place in the graph: what is here is never paid again."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("member_id", Uuid, nullable=False),
+    Column("rating", SmallInteger, nullable=False),
+    Column("comment", Text, nullable=False, server_default=text("''")),
+    Column("space_id", Uuid),
+    Column("citations", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    PrimaryKeyConstraint("tenant_id", "run_id", "member_id"),
+    ForeignKeyConstraint(["tenant_id", "run_id"], ["core.runs.tenant_id", "core.runs.run_id"], ondelete="CASCADE"),
+    ForeignKeyConstraint(
+        ["tenant_id", "member_id"], ["core.members.tenant_id", "core.members.member_id"], ondelete="CASCADE"
+    ),
+    CheckConstraint("rating in (-1, 1)", name="feedback_rating_check"),
+    Index("feedback_created_idx", "tenant_id", "created_at"),
+    schema="core",
+)
+"""What a member thought of an answer: up (1) or down (-1), against what it cited and the space it was found in."""
 
 checkpoints = Table(
     "checkpoints",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid5
 
 from sqlalchemy import text
@@ -15,6 +15,9 @@ from shared.errors import PermanentError
 from shared.events import TenantMessage, decode
 from shared.masking import mask
 from shared.messaging import storable
+
+ERASED = "tenant-erased"
+"""The reason of a letter that came for an erased tenant."""
 
 LETTERS = UUID("6f1c5a52-6d5e-4d8e-9f0e-1f2f6a0d7c11")
 
@@ -44,16 +47,22 @@ def class_of(error: PermanentError) -> str:
 def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
     """Keep dead letters for the operators. The same message twice is one letter.
 
-    Tenant, name, event id and trace are what the message claims: a hint for people, trusted by nobody.
+    Tenant, name, event id and trace are what the message claims: a hint for people, trusted by nobody. Of a message
+    for a tenant that is erased only its kind and its place in the bus are kept, without tenant or content.
     """
-    for letter in letters:
-        claims = _claims(letter)
+    for given in letters:
+        letter, claims = given, _claims(given)
+        tenant_id = _uuid_or_none(claims.get("tenant_id"))
+        erased = tenant_id is not None and is_erased(session, tenant_id)
+        if erased:
+            letter, claims = _without_content(given), {"name": claims.get("name", "")}
         session.execute(
             text(
                 "insert into core.dead_letters (letter_id, origin, message_id, tenant_id, name, class, reason, "
-                "message, attempts, attributes, data, traceparent, event_id) "
+                "message, attempts, attributes, data, traceparent, event_id, discarded_at) "
                 "values (:letter_id, :origin, :message_id, :tenant_id, :name, :class, :reason, :message, "
-                ":attempts, cast(:attributes as jsonb), :data, :traceparent, :event_id) on conflict do nothing"
+                ":attempts, cast(:attributes as jsonb), :data, :traceparent, :event_id, "
+                "case when cast(:erased as boolean) then now() end) on conflict do nothing"
             ),
             {
                 "letter_id": letter_id_of(letter),
@@ -69,8 +78,28 @@ def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
                 "data": letter.data,
                 "traceparent": storable(claims.get("traceparent", ""))[:100] or None,
                 "event_id": _uuid_or_none(claims.get("event_id")),
+                "erased": erased,
             },
         )
+
+
+def is_erased(session: Session, tenant_id: UUID) -> bool:
+    """Whether a tenant is closed for good: its erasure has begun or ended. In any session."""
+    erased: bool = session.execute(text("select core.tenant_is_erased(:tenant)"), {"tenant": tenant_id}).scalar_one()
+    return erased
+
+
+def _without_content(letter: DeadLetter) -> DeadLetter:
+    return replace(
+        letter,
+        data=b"",
+        attributes={},
+        # The bytes of what has no message id would be in its letter's id; all such letters are one.
+        message_id=letter.message_id or ERASED,
+        kind="permanent",
+        reason=ERASED,
+        message="Its tenant has been erased; nothing of the message is kept.",
+    )
 
 
 def is_archived(operator: Session, letter: DeadLetter) -> bool:

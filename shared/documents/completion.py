@@ -8,8 +8,14 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database import write_one
+from shared.documents.ending import fail_version
+from shared.documents.intake import is_rejected, rolled_back
 from shared.events import DocumentIndexed
 from shared.messaging import publish
+from shared.retrieval.spaces import hold_spaces
+
+RESTORED = "restored"
+"""The reason of a version in progress that people brought back: what they took it back from does not stop it."""
 
 
 def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
@@ -22,7 +28,7 @@ def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     ids = {"tenant": tenant_id, "version": version_id}
     document = session.execute(
         text(
-            "select d.document_id, d.source, d.external_id from rag.documents d join rag.versions v "
+            "select d.document_id from rag.documents d join rag.versions v "
             "on v.tenant_id = d.tenant_id and v.document_id = d.document_id "
             "where v.tenant_id = :tenant and v.version_id = :version for update of d"
         ),
@@ -30,63 +36,92 @@ def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     ).first()
     if document is None:
         return False
+    hold_spaces(session, tenant_id)
     version = session.execute(
         text(
-            "select v.state, v.source_version, v.chunks, v.traceparent, d.withdrawn_version, "
-            "c.source_version as current "
+            "select v.state, v.source_version, v.content_hash, v.chunks, v.traceparent, "
+            "case when v.reason = :restored then c.source_version "
+            "else greatest(d.withdrawn_version, d.floor_version, c.source_version) end as over, "
+            "d.state as document_state "
             "from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
             "left join rag.versions c on c.tenant_id = d.tenant_id and c.version_id = d.current_version_id "
             "where v.tenant_id = :tenant and v.version_id = :version"
         ),
-        ids,
+        ids | {"restored": RESTORED},
     ).one()
-    if version.state != "ingested" or _incomplete(session, tenant_id, version_id):
+    if version.state != "ingested" or incomplete(session, tenant_id, version_id):
         return False
-    late = version.current is not None and version.current >= version.source_version
-    withdrawn = version.withdrawn_version is not None and version.withdrawn_version >= version.source_version
-    if late or withdrawn:
+    # A newer version answers, upstream withdrew it, people rolled back from it or deleted the document.
+    late = version.over is not None and version.over >= version.source_version
+    if late or version.document_state == "deleted":
         _set_state(session, tenant_id, version_id, "superseded")
         return False
+    if is_rejected(session, tenant_id, document.document_id, version.content_hash):
+        fail_version(session, tenant_id, version_id, rolled_back())
+        return False
+    swap_in(session, tenant_id, document.document_id, version_id)
+    publish_indexed(session, tenant_id, version_id, uuid5(version_id, "indexed"))
+    return True
+
+
+def swap_in(session: Session, tenant_id: UUID, document_id: UUID, version_id: UUID) -> None:
+    """Let a complete version of a locked document answer from now on, instead of any other."""
     session.execute(
         text(
             "update rag.versions set state = 'superseded', updated_at = now() "
             "where tenant_id = :tenant and document_id = :document and state = 'searchable'"
         ),
-        {"tenant": tenant_id, "document": document.document_id},
+        {"tenant": tenant_id, "document": document_id},
     )
     _set_state(session, tenant_id, version_id, "searchable")
     write_one(
         session,
         "update rag.documents set current_version_id = :version, state = 'searchable', reason = null, "
-        "message = null, next_action = null, updated_at = now() "
-        "where tenant_id = :tenant and document_id = :document",
-        ids | {"document": document.document_id},
+        "message = null, next_action = null, deleted_at = null, deleted_by = null, deleted_version_id = null, "
+        "updated_at = now() where tenant_id = :tenant and document_id = :document",
+        {"tenant": tenant_id, "version": version_id, "document": document_id},
     )
+
+
+def publish_indexed(session: Session, tenant_id: UUID, version_id: UUID, event_id: UUID) -> None:
+    """Tell upstream that a version answers."""
+    row = session.execute(
+        text(
+            "select d.document_id, d.source, d.external_id, v.source_version, v.chunks, v.traceparent "
+            "from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
+            "where v.tenant_id = :tenant and v.version_id = :version"
+        ),
+        {"tenant": tenant_id, "version": version_id},
+    ).one()
     publish(
         session,
         DocumentIndexed(
-            event_id=uuid5(version_id, "indexed"),
+            event_id=event_id,
             tenant_id=tenant_id,
-            traceparent=version.traceparent,
-            source=document.source,
-            external_id=document.external_id,
-            source_version=version.source_version,
-            document_id=document.document_id,
+            traceparent=row.traceparent,
+            source=row.source,
+            external_id=row.external_id,
+            source_version=row.source_version,
+            document_id=row.document_id,
             version_id=version_id,
-            chunks=version.chunks,
+            chunks=row.chunks,
         ),
     )
-    return True
 
 
-def _incomplete(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
-    """Whether a chunk of the version lacks a vector in a space that is active or filling."""
+def incomplete(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
+    """Whether a chunk of the version lacks a vector in a space that is active or filling.
+
+    What the model of a filling space refused does not hold the document up: the campaign knows of it.
+    """
     found: bool = session.execute(
         text(
             "select exists (select from rag.tenant_spaces s join rag.chunks c on c.tenant_id = s.tenant_id "
             "where s.tenant_id = :tenant and s.state in ('active', 'filling') and c.version_id = :version "
             "and not exists (select from rag.embeddings e where e.tenant_id = :tenant "
-            "and e.space_id = s.space_id and e.chunk_id = c.chunk_id))"
+            "and e.space_id = s.space_id and e.chunk_id = c.chunk_id offset 0) "  # see filling.THERE
+            "and not (s.state = 'filling' and exists (select from rag.embedding_failures f "
+            "where f.tenant_id = :tenant and f.space_id = s.space_id and f.chunk_id = c.chunk_id)))"
         ),
         {"tenant": tenant_id, "version": version_id},
     ).scalar_one()
@@ -96,7 +131,7 @@ def _incomplete(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
 def _set_state(session: Session, tenant_id: UUID, version_id: UUID, state: str) -> None:
     write_one(
         session,
-        "update rag.versions set state = :state, updated_at = now() "
+        "update rag.versions set state = :state, reason = null, updated_at = now() "
         "where tenant_id = :tenant and version_id = :version",
         {"state": state, "tenant": tenant_id, "version": version_id},
     )

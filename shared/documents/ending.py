@@ -8,7 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database import write_one
+from shared.documents.deletion import hide
 from shared.documents.intake import document_id_of, ensure_document
+from shared.documents.tombstones import raise_tombstone
 from shared.errors import PermanentError, Superseded
 from shared.events import (
     DocumentFailed,
@@ -91,12 +93,17 @@ def fail_submission(session: Session, event: DocumentSubmitted, source: str, err
 
 
 def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
-    """Take a document out of every answer, at once. A document that never arrived leaves a tombstone.
+    """Take a document out of every answer, at once. A document that never arrived is remembered as deleted.
 
+    The same state as after a deletion by a person: purged after 30 days, restorable until then by an administrator.
     Raises Superseded when a newer version than the withdrawn one is known.
     """
     document_id = document_id_of(event.tenant_id, source, event.external_id)
     number = event.version_number()
+    if not _known(session, event.tenant_id, document_id) and raise_tombstone(
+        session, event.tenant_id, source, event.external_id, number
+    ):
+        return  # deleted for good already: nothing is written down about it again
     submitted = DocumentSubmitted(
         tenant_id=event.tenant_id, external_id=event.external_id, source_version=number, content=""
     )
@@ -114,20 +121,7 @@ def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
         raise Superseded("a newer version of the document is known")
     if state.withdrawn_version is not None and state.withdrawn_version >= number:
         raise Superseded("the document is withdrawn already")
-    write_one(
-        session,
-        "update rag.documents set state = 'deleted', current_version_id = null, withdrawn_version = :number, "
-        "reason = null, message = null, next_action = null, updated_at = now() "
-        "where tenant_id = :tenant and document_id = :document",
-        ids,
-    )
-    session.execute(
-        text(
-            "update rag.versions set state = 'superseded', updated_at = now() where tenant_id = :tenant "
-            "and document_id = :document and state in ('received', 'ingested', 'searchable')"
-        ),
-        ids,
-    )
+    hide(session, event.tenant_id, document_id, f"source:{source}", withdrawn_version=number)
     publish(
         session,
         DocumentRemoved(
@@ -140,3 +134,11 @@ def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
             document_id=document_id,
         ),
     )
+
+
+def _known(session: Session, tenant_id: UUID, document_id: UUID) -> bool:
+    found = session.execute(
+        text("select 1 from rag.documents where tenant_id = :tenant and document_id = :document"),
+        {"tenant": tenant_id, "document": document_id},
+    ).scalar()
+    return found is not None

@@ -13,7 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database import array_literal, write_one
-from shared.errors import Superseded
+from shared.documents.blobs import blob_of
+from shared.documents.tombstones import is_entombed
+from shared.errors import PermanentError, Superseded
 from shared.events import (
     DocumentIndexed,
     DocumentSubmitted,
@@ -43,20 +45,32 @@ def document_id_of(tenant_id: UUID, source: str, external_id: str) -> UUID:
 def receive(session: Session, event: DocumentSubmitted, source: str) -> Reception:
     """Accept a version: the document exists and is locked, the version is `received`.
 
-    Raises Superseded when the version is older than what is known, withdrawn, or already done.
+    A document that somebody deleted comes back by a newer version that was sent after the deletion, as a new life.
+    Raises Superseded when the version is older than what is known, withdrawn, rolled back, deleted or already done.
     """
     document_id = document_id_of(event.tenant_id, source, event.external_id)
     number = event.version_number()
     ensure_document(session, event, source, document_id)
-    withdrawn = session.execute(
+    _refuse_orphan(session, event, source)
+    document = session.execute(
         text(
-            "select withdrawn_version from rag.documents "
+            # A withdrawal is told from what came after it by its version, never by the clock: it may be handled long
+            # after the version that followed it was sent.
+            "select withdrawn_version, floor_version, "
+            "case when deleted_by not like 'source:%' then deleted_at end as deleted_at from rag.documents "
             "where tenant_id = :tenant and document_id = :document for update"
         ),
         {"tenant": event.tenant_id, "document": document_id},
-    ).scalar_one()
-    if withdrawn is not None and withdrawn >= number:
+    ).one()
+    # Only now: a deletion that was going on has ended, and what was inserted above goes with the transaction.
+    if is_entombed(session, event.tenant_id, source, event.external_id, number, event.occurred_at):
+        raise Superseded("the document was deleted for good")
+    if document.withdrawn_version is not None and document.withdrawn_version >= number:
         raise Superseded("the document was withdrawn at this or a later version")
+    if document.deleted_at is not None and document.deleted_at >= event.occurred_at:
+        raise Superseded("the document was deleted after this was sent")
+    if document.floor_version is not None and document.floor_version >= number:
+        raise Superseded("the document was rolled back at this or a later version")
     newest = session.execute(
         text("select max(source_version) from rag.versions where tenant_id = :tenant and document_id = :document"),
         {"tenant": event.tenant_id, "document": document_id},
@@ -68,13 +82,14 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
         text(
             "insert into rag.versions (tenant_id, version_id, document_id, source_version, state, content_hash, "
             "blob_uri, bytes, file_name, media_type, traceparent) values (:tenant, :version, :document, :number, "
-            "'received', '', '', 0, :file_name, :media_type, :traceparent) on conflict do nothing"
+            "'received', '', :uri, 0, :file_name, :media_type, :traceparent) on conflict do nothing"
         ),
         {
             "tenant": event.tenant_id,
             "version": version_id,
             "document": document_id,
             "number": number,
+            "uri": blob_of(event),
             "file_name": event.file_name,
             "media_type": event.media_type,
             "traceparent": event.traceparent,
@@ -90,6 +105,25 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
     return Reception(
         event.tenant_id, document_id, version_id, source, event.external_id, number, stored=state == "ingested"
     )
+
+
+def _refuse_orphan(session: Session, event: DocumentSubmitted, source: str) -> None:
+    """Raise Superseded for an attachment whose document was deleted while its message was on its way.
+
+    The parent is locked against deletion until this transaction ends: who deletes it then finds the attachment.
+    """
+    parent = event.metadata.get("attachment_of")
+    if parent is None or event.metadata.get("attachment_depth", "0") == "0":
+        return
+    state = session.execute(
+        text("select state from rag.documents where tenant_id = :tenant and document_id = :document for share"),
+        {"tenant": event.tenant_id, "document": document_id_of(event.tenant_id, source, parent)},
+    ).scalar()
+    if state == "deleted" or (
+        state is None
+        and is_entombed(session, event.tenant_id, source, parent, event.version_number(), event.occurred_at)
+    ):
+        raise Superseded("the document that carried this attachment was deleted")
 
 
 def ensure_document(session: Session, event: DocumentSubmitted, source: str, document_id: UUID) -> None:
@@ -120,17 +154,23 @@ def ensure_document(session: Session, event: DocumentSubmitted, source: str, doc
 
 
 def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> None:
-    """Title, collection, metadata and access follow the newest version at once: a narrower access must not wait."""
+    """Title, collection, metadata and access follow the newest version at once: a narrower access must not wait.
+
+    A title that upstream does not give is found in the text (`storing.store`): until then, and when this is a
+    redelivery, unchanged or unreadable, the one the document has stays.
+    """
     write_one(
         session,
-        "update rag.documents set title = :title, collection_id = :collection, metadata = cast(:metadata as jsonb), "
+        "update rag.documents set title = case when :title <> '' then :title else title end, "
+        "collection_id = :collection, metadata = cast(:metadata as jsonb), "
         "access_members = cast(:members as text[]), access_groups = cast(:groups as text[]), updated_at = now(), "
+        "deleted_at = null, deleted_by = null, deleted_version_id = null, "
         "state = case when current_version_id is null and state in ('failed', 'deleted') then 'received' else state end"
         " where tenant_id = :tenant and document_id = :document",
         {
             "tenant": event.tenant_id,
             "document": document_id,
-            "title": event.title or event.file_name or event.external_id,
+            "title": event.title,
             "collection": uuid5(event.tenant_id, f"collection:{event.collection}"),
             "metadata": json.dumps(event.metadata),
             "members": array_literal(member.lower() for member in event.access.members),
@@ -140,7 +180,13 @@ def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> 
 
 
 def skip_unchanged(session: Session, reception: Reception, content_hash: str, traceparent: str) -> bool:
-    """Whether the content is what the document answers with already; then the version ends as `unchanged`."""
+    """Whether the content is what the document answers with already; then the version ends as `unchanged`.
+
+    Raises PermanentError `rolled-back` when somebody rolled back from exactly these bytes, Superseded when another
+    delivery ended the version meanwhile.
+    """
+    if is_rejected(session, reception.tenant_id, reception.document_id, content_hash):
+        raise rolled_back()
     same = session.execute(
         text(
             "select v.chunks, v.version_id from rag.documents d join rag.versions v "
@@ -151,14 +197,39 @@ def skip_unchanged(session: Session, reception: Reception, content_hash: str, tr
     ).first()
     if same is None:
         return False
-    write_one(
-        session,
-        "update rag.versions set state = 'unchanged', content_hash = :hash, updated_at = now() "
-        "where tenant_id = :tenant and version_id = :version and state = 'received'",
+    ended = session.execute(
+        text(
+            "update rag.versions set state = 'unchanged', content_hash = :hash, updated_at = now() "
+            "where tenant_id = :tenant and version_id = :version and state = 'received'"
+        ),
         {"tenant": reception.tenant_id, "version": reception.version_id, "hash": content_hash},
-    )
+    ).rowcount  # type: ignore[attr-defined]
+    if ended == 0:
+        # Another delivery of the same message was faster; it may even be this version that answers now.
+        raise Superseded("this version is no longer waiting for its chunks")
     publish(session, _indexed(reception, same.version_id, same.chunks, traceparent))
     return True
+
+
+def is_rejected(session: Session, tenant_id: UUID, document_id: UUID, content_hash: str) -> bool:
+    """Whether somebody rolled back from this content of a document."""
+    found = session.execute(
+        text(
+            "select 1 from rag.versions where tenant_id = :tenant and document_id = :document "
+            "and content_hash = :hash and rejected_at is not null limit 1"
+        ),
+        {"tenant": tenant_id, "document": document_id, "hash": content_hash},
+    ).scalar()
+    return found is not None
+
+
+def rolled_back() -> PermanentError:
+    """The content is what people rolled the document back from."""
+    return PermanentError(
+        "rolled-back",
+        "Somebody rolled the document back from exactly this content.",
+        "Submit a corrected version, or make the rejected one current again in the document's history.",
+    )
 
 
 def _indexed(reception: Reception, version_id: UUID, chunks: int, traceparent: str) -> DocumentIndexed:

@@ -9,9 +9,10 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared import tracing
 from shared.database import array_literal
 from shared.documents.intake import document_id_of
-from shared.events import DocumentSubmitted
+from shared.events import DocumentSubmitted, new_traceparent
 from shared.messaging import publish
 from shared.storage import Storage
 from shared.tenants.directory import Principal
@@ -19,7 +20,7 @@ from shared.tenants.directory import Principal
 WEB = "web"
 
 # Who may see a document: no access list, or on it by address or group. The search has the same condition.
-_MAY_SEE = """((d.access_members = '{}' and d.access_groups = '{}')
+MAY_SEE = """((d.access_members = '{}' and d.access_groups = '{}')
  or d.access_members && array(select m.email from core.members m
                               where m.tenant_id = :tenant and m.member_id = :member)
  or d.access_groups && array(select g.name from core.groups g join core.group_members gm
@@ -85,7 +86,7 @@ select d.document_id, d.source, d.external_id, d.title, d.state, d.reason, d.mes
 from rag.documents d
 left join lateral (select * from rag.versions v where v.tenant_id = :tenant and v.document_id = d.document_id
                    order by v.source_version desc limit 1) v on true
-where d.tenant_id = :tenant and {_MAY_SEE}
+where d.tenant_id = :tenant and {MAY_SEE}
 """  # made of constants
 
 
@@ -114,7 +115,7 @@ def read_chunk(session: Session, principal: Principal, chunk_id: UUID) -> ChunkV
             "select c.chunk_id, c.document_id, c.version_id, d.title, c.text, c.heading_path, c.position, "
             "d.current_version_id = c.version_id as current "
             "from rag.chunks c join rag.documents d on d.tenant_id = c.tenant_id and d.document_id = c.document_id "
-            f"where c.tenant_id = :tenant and c.chunk_id = :chunk and d.state <> 'deleted' and {_MAY_SEE}"
+            f"where c.tenant_id = :tenant and c.chunk_id = :chunk and d.state <> 'deleted' and {MAY_SEE}"
         ),
         {"tenant": principal.tenant_id, "member": principal.member_id, "chunk": chunk_id},
     ).first()
@@ -139,6 +140,13 @@ def submit_upload(
     (the caller's clock in microseconds).
     """
     uri = storage.put(principal.tenant_id, data)
+    return submit_blob(session, principal, uri, file_name, media_type, version=version)
+
+
+def submit_blob(
+    session: Session, principal: Principal, uri: str, file_name: str, media_type: str = "", *, version: int
+) -> UUID:
+    """The same for bytes that are in the object store already."""
     document_id = document_id_of(principal.tenant_id, WEB, file_name)
     session.execute(
         text(
@@ -158,6 +166,7 @@ def submit_upload(
         DocumentSubmitted(
             event_id=uuid5(document_id, f"submitted:{version}"),
             tenant_id=principal.tenant_id,
+            traceparent=tracing.current_traceparent(new_traceparent()),
             external_id=file_name,
             source_version=version,
             file_name=file_name,
@@ -172,7 +181,7 @@ def submit_upload(
 def outcomes(session: Session, tenant_id: UUID, versions: dict[UUID, int]) -> dict[UUID, DocumentRow]:
     """How far submitted versions are, by document id; only those that arrived at their version or a later one."""
     rows = session.execute(
-        text(_LIST.replace(_MAY_SEE, "true") + " and d.document_id = any(cast(:ids as uuid[]))"),
+        text(_LIST.replace(MAY_SEE, "true") + " and d.document_id = any(cast(:ids as uuid[]))"),
         {"tenant": tenant_id, "ids": array_literal(versions)},
     )
     found = (DocumentRow(*row) for row in rows)

@@ -18,7 +18,7 @@ from shared.events import (
     EmbedChunks,
 )
 from shared.messaging import publish
-from shared.retrieval.spaces import live_spaces
+from shared.retrieval.spaces import hold_spaces, live_spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,14 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
     write_one(
         session,
         "update rag.documents set updated_at = now(), "
-        "title = case when title in (external_id, :file) and :title <> '' then :title else title end, "
+        "title = coalesce(nullif(:title, ''), nullif(:file, ''), external_id), "
         "state = case when current_version_id is null then 'ingested' else state end "
         "where tenant_id = :tenant and document_id = :document",
         ids | {"title": content.title[:512], "file": _file_name(session, reception)},
     )
     rows = [_chunk_row(reception, ordinal, chunk) for ordinal, chunk in enumerate(content.chunks)]
     copy_rows(session, "rag.chunks", CHUNK_COLUMNS, rows)
+    hold_spaces(session, reception.tenant_id)
     _reuse_vectors(session, reception)
     for command in _embed_commands(session, reception, traceparent, batch):
         publish(session, command)
@@ -195,7 +196,7 @@ def missing_chunks(session: Session, tenant_id: UUID, version_id: UUID, space_id
         text(
             "select c.chunk_id, c.tokens from rag.chunks c where c.tenant_id = :tenant and c.version_id = :version "
             "and not exists (select from rag.embeddings e where e.tenant_id = :tenant and e.space_id = :space "
-            "and e.chunk_id = c.chunk_id) order by c.ordinal"
+            "and e.chunk_id = c.chunk_id offset 0) order by c.ordinal"  # see shared.retrieval.filling.THERE
         ),
         {"tenant": tenant_id, "version": version_id, "space": space_id},
     )

@@ -15,7 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database import array_literal, operator_session, tenant_session
+from shared.documents.blobs import blob_of
 from shared.documents.intake import Reception, document_id_of
+from shared.documents.tombstones import tombstone_key
 from shared.documents.waiting import wait_for
 from shared.events import DocumentSubmitted, TenantMessage, decode
 from shared.messaging import publish
@@ -33,7 +35,9 @@ and newer.document_id = v.document_id and newer.source_version > v.source_versio
 NOBODY = UUID(int=0)
 
 _JOIN = """
-with place as (select where exists (select from core.waiting_messages where tenant_id = :tenant)),
+with place as (select where exists (select from core.waiting_messages where tenant_id = :tenant)
+               and not exists (select from rag.documents where tenant_id = :tenant and document_id = :document)
+               and not exists (select from rag.tombstones where tenant_id = :tenant and key = :key)),
 collection as (insert into rag.collections (tenant_id, collection_id, name)
                select :tenant, :collection, :collection_name from place on conflict do nothing),
 document as (insert into rag.documents
@@ -43,7 +47,7 @@ document as (insert into rag.documents
              on conflict do nothing returning document_id),
 version as (insert into rag.versions (tenant_id, version_id, document_id, source_version, state, content_hash,
               blob_uri, bytes, file_name, media_type, traceparent, waiting)
-            select :tenant, :version, document_id, :number, 'received', '', '', 0, :file_name, :media_type,
+            select :tenant, :version, document_id, :number, 'received', '', :uri, 0, :file_name, :media_type,
                    :traceparent, 'turn' from document returning version_id)
 insert into core.waiting_messages (tenant_id, event_id, document_id, version_id, topic, data, attributes)
 select :tenant, :event, :document, version_id, :topic, :data, cast(:attributes as jsonb) from version
@@ -54,8 +58,8 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
     """Lay the submission of a new document aside in one statement, if others of its tenant wait; else False.
 
     Also when a place has just become free: that one is for the first in the line. The short way for thousands that
-    come at once: everybody behind them waits for as long as this takes. A document that is known already goes the
-    long way, where versions are compared under its lock.
+    come at once: everybody behind them waits for as long as this takes. A document that is known already, or
+    was deleted for good, goes the long way, where versions are compared under its lock.
     """
     document_id = document_id_of(event.tenant_id, source, event.external_id)
     values = {
@@ -63,6 +67,7 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
         "document": document_id,
         "version": uuid5(document_id, f"version:{event.version_number()}"),
         "number": event.version_number(),
+        "uri": blob_of(event),
         "collection": uuid5(event.tenant_id, f"collection:{event.collection}"),
         "collection_name": event.collection,
         "source": source,
@@ -77,6 +82,7 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
         "topic": f"documents-{source}",
         "data": event.data().decode(),
         "attributes": json.dumps(event.attributes()),
+        "key": tombstone_key(event.tenant_id, source, event.external_id),
     }
     return bool(session.execute(text(_JOIN), values).rowcount)  # type: ignore[attr-defined]
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import array_literal, copy_rows, vector_literal
+from shared.database import array_literal, copy_binary_rows, vector_bytes
 
 
 def embedding_text(heading_path: Sequence[str], chunk_text: str) -> str:
@@ -23,38 +23,83 @@ def text_hash(heading_path: Sequence[str], chunk_text: str) -> str:
 
 
 def chunks_without_vector(
-    session: Session, tenant_id: UUID, version_id: UUID, space_id: UUID, chunk_ids: Sequence[UUID]
+    session: Session,
+    tenant_id: UUID,
+    version_id: UUID,
+    space_id: UUID,
+    chunk_ids: Sequence[UUID],
+    *,
+    history: bool = False,
 ) -> list[tuple[UUID, str]]:
-    """Those of the chunks that lack a vector, with their embedding text, if the version is still being ingested."""
+    """Those of the chunks that lack a vector, with their embedding text, if the space and the version are in use.
+
+    A version that was superseded meanwhile is not, unless a campaign carries `history` over.
+    """
     rows = session.execute(
         text(
             "select c.chunk_id, c.heading_path, c.text from rag.chunks c "
             "join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
             "join rag.tenant_spaces s on s.tenant_id = c.tenant_id and s.space_id = :space "
             "and s.state in ('active', 'filling') "
-            "where c.tenant_id = :tenant and c.version_id = :version and v.state in ('ingested', 'searchable') "
+            "where c.tenant_id = :tenant and c.version_id = :version "
+            "and (v.state in ('ingested', 'searchable') or (:history and v.state = 'superseded')) "
             "and c.chunk_id = any(cast(:ids as uuid[])) and not exists (select from rag.embeddings e "
-            "where e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id) order by c.ordinal"
+            "where e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id offset 0) "
+            "order by c.ordinal"
         ),
-        {"tenant": tenant_id, "version": version_id, "space": space_id, "ids": array_literal(chunk_ids)},
+        {
+            "tenant": tenant_id,
+            "version": version_id,
+            "space": space_id,
+            "ids": array_literal(chunk_ids),
+            "history": history,
+        },
     )
     return [(row.chunk_id, embedding_text(row.heading_path, row.text)) for row in rows]
 
 
-def space_of(session: Session, space_id: UUID) -> tuple[str, int] | None:
-    """Model and dimension of a space, or None."""
-    row = session.execute(
-        text("select model, dimension from rag.vector_spaces where space_id = :space"), {"space": space_id}
-    ).first()
-    return (row.model, row.dimension) if row else None
+def borrow_vectors(
+    session: Session, tenant_id: UUID, version_id: UUID, space_id: UUID, chunk_ids: Sequence[UUID]
+) -> None:
+    """Copy what equal chunks of the document's other versions got since these were stored.
+
+    Two versions with the same text that arrive together are both stored before either has vectors; the batch of the
+    second then has nothing to pay for.
+    """
+    session.execute(
+        text(
+            "insert into rag.embeddings (tenant_id, space_id, chunk_id, embedding) "
+            "select distinct on (c.chunk_id) c.tenant_id, e.space_id, c.chunk_id, e.embedding "
+            "from rag.chunks c join rag.chunks old on old.tenant_id = c.tenant_id "
+            "and old.document_id = c.document_id and old.text_hash = c.text_hash and old.version_id <> c.version_id "
+            "join rag.embeddings e on e.tenant_id = old.tenant_id and e.space_id = :space "
+            "and e.chunk_id = old.chunk_id "
+            "join rag.tenant_spaces s on s.tenant_id = e.tenant_id and s.space_id = e.space_id "
+            "and s.state in ('active', 'filling') "
+            "where c.tenant_id = :tenant and c.version_id = :version and c.chunk_id = any(cast(:ids as uuid[])) "
+            "and not exists (select from rag.embeddings mine where mine.tenant_id = :tenant "
+            "and mine.space_id = :space and mine.chunk_id = c.chunk_id) on conflict do nothing"
+        ),
+        {"tenant": tenant_id, "version": version_id, "space": space_id, "ids": array_literal(chunk_ids)},
+    )
 
 
 def store_vectors(
     session: Session, tenant_id: UUID, space_id: UUID, chunk_ids: Sequence[UUID], vectors: Sequence[Sequence[float]]
 ) -> int:
-    """Store one vector a chunk; returns how many were new. A chunk that has one by now keeps it."""
-    rows = (
-        (tenant_id, space_id, chunk_id, vector_literal(vector))
-        for chunk_id, vector in zip(chunk_ids, vectors, strict=True)
+    """Store one vector a chunk; returns how many were new. A chunk that has one by now keeps it.
+
+    Chunks that were purged while the model worked get none.
+    """
+    there = set(
+        session.execute(
+            text("select chunk_id from rag.chunks where tenant_id = :tenant and chunk_id = any(cast(:ids as uuid[]))"),
+            {"tenant": tenant_id, "ids": array_literal(chunk_ids)},
+        ).scalars()
     )
-    return copy_rows(session, "rag.embeddings", ("tenant_id", "space_id", "chunk_id", "embedding"), rows)
+    rows = (
+        (tenant_id, space_id, chunk_id, vector_bytes(vector))
+        for chunk_id, vector in zip(chunk_ids, vectors, strict=True)
+        if chunk_id in there
+    )
+    return copy_binary_rows(session, "rag.embeddings", ("tenant_id", "space_id", "chunk_id", "embedding"), rows)

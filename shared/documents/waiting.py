@@ -51,24 +51,35 @@ def wake(session: Session, tenant_id: UUID, causes: Sequence[Cause], batch: Batc
         text(
             "update rag.versions set waiting = null, waiting_until = null, updated_at = now() "
             "where tenant_id = :tenant and state = 'ingested' and waiting = any(cast(:causes as text[])) "
-            "returning version_id, document_id, traceparent"
+            "returning version_id"
         ),
         {"tenant": tenant_id, "causes": array_literal(causes)},
     ).all()
-    spaces = live_spaces(session, tenant_id)
     for version in versions:
-        for space in spaces:
-            for group in split(missing_chunks(session, tenant_id, version.version_id, space.space_id), batch):
-                publish(
-                    session,
-                    EmbedChunks(
-                        event_id=uuid5(version.version_id, f"wake:{space.space_id}:{group[0]}"),
-                        tenant_id=tenant_id,
-                        traceparent=version.traceparent,
-                        document_id=version.document_id,
-                        version_id=version.version_id,
-                        space_id=space.space_id,
-                        chunk_ids=tuple(group),
-                    ),
-                )
+        command_missing(session, tenant_id, version.version_id, batch, "wake")
     return len(versions)
+
+
+def command_missing(session: Session, tenant_id: UUID, version_id: UUID, batch: Batch, label: str) -> None:
+    """Command the batches that a version lacks in its tenant's live spaces.
+
+    `label` is why: the same label and the same gap are the same messages, so that a repeat is harmless.
+    """
+    version = session.execute(
+        text("select document_id, traceparent from rag.versions where tenant_id = :tenant and version_id = :version"),
+        {"tenant": tenant_id, "version": version_id},
+    ).one()
+    for space in live_spaces(session, tenant_id):
+        for group in split(missing_chunks(session, tenant_id, version_id, space.space_id), batch):
+            publish(
+                session,
+                EmbedChunks(
+                    event_id=uuid5(version_id, f"{label}:{space.space_id}:{group[0]}"),
+                    tenant_id=tenant_id,
+                    traceparent=version.traceparent,
+                    document_id=version.document_id,
+                    version_id=version_id,
+                    space_id=space.space_id,
+                    chunk_ids=tuple(group),
+                ),
+            )

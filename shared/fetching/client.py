@@ -122,7 +122,7 @@ class Fetcher:
         try:
             with (
                 httpcore.ConnectionPool(
-                    ssl_context=self.tls or _tls(), network_backend=backend, max_keepalive_connections=0
+                    ssl_context=self.tls or tls_context(), network_backend=backend, max_keepalive_connections=0
                 ) as pool,
                 pool.stream("GET", url, headers=headers, extensions={"timeout": waits}) as response,
             ):
@@ -134,7 +134,8 @@ class Fetcher:
 
 
 @lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """The certificates the web is checked against, loaded once."""
     return httpx.create_ssl_context()
 
 

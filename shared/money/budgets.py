@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Literal
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.errors import Postponed
+from shared.events import BudgetNearlySpent
+from shared.messaging import publish
 
 Period = Literal["hour", "day", "month"]
+Limited = Literal["run", "day", "month"]
+"""What a tenant's limit holds for: one question's answer, a day, a month (UTC)."""
+
+SOFT = Decimal("0.8")
+"""From this share of a limit on the tenant is told, once a period and limit (REQUIREMENTS section 11: 80 %)."""
 
 STAGE_CAPS: dict[str, tuple[Period, Decimal]] = {
     "staging": ("day", Decimal(5)),
@@ -95,6 +102,33 @@ def take(session: Session, tenant_id: UUID, stage: str, amount: Decimal, now: da
         if taken == 0:
             until = min(end_of(counter.period, now), now + LONGEST_WAIT)
             raise OverBudget(until, "waiting for budget")
+        if mine and limit is not None:
+            _warn(session, counter, limit)
+
+
+def _warn(session: Session, counter: Counter, limit: Decimal) -> None:
+    """Tell once that little is left of a limit; a changed limit is told anew."""
+    assert counter.tenant_id is not None
+    row = session.execute(
+        text(
+            f"update core.spending set warned_limit = :limit where {_key(counter)} "
+            "and warned_limit is distinct from :limit and spent_eur + reserved_eur >= :soft "
+            "returning spent_eur + reserved_eur as used"
+        ),
+        _values(counter) | {"limit": limit, "soft": limit * SOFT},
+    ).first()
+    if row is not None:
+        publish(
+            session,
+            BudgetNearlySpent(
+                event_id=uuid5(counter.tenant_id, f"{counter.period}:{counter.starts_at:%Y-%m-%d}:{limit.normalize()}"),
+                tenant_id=counter.tenant_id,
+                period=counter.period,
+                starts_at=counter.starts_at,
+                limit_eur=str(limit.normalize()),
+                used_eur=str(row.used.normalize()),
+            ),
+        )
 
 
 def add(session: Session, counter: Counter, reserved: Decimal, spent: Decimal) -> None:
@@ -133,8 +167,19 @@ def _limits(session: Session, tenant_id: UUID) -> dict[str, Decimal]:
     return {row.period: row.limit_eur for row in rows}
 
 
-def set_budget(operator: Session, tenant_id: UUID, period: Literal["day", "month"], limit: Decimal | None) -> None:
-    """Set or, with None, lift a tenant's limit. What waits for budget is woken by `shared.documents.waiting.wake`."""
+def run_limit(session: Session, tenant_id: UUID) -> Decimal | None:
+    """EUR that the answer of one of the tenant's questions may cost; None: no limit."""
+    limit: Decimal | None = session.execute(
+        text("select limit_eur from core.budgets where tenant_id = :tenant and period = 'run'"), {"tenant": tenant_id}
+    ).scalar()
+    return limit
+
+
+def set_budget(operator: Session, tenant_id: UUID, period: Limited, limit: Decimal | None) -> None:
+    """Set or, with None, lift a tenant's limit.
+
+    What waits for budget is woken by `shared.documents.waiting.wake` and `shared.conversations.waiting.wake_runs`.
+    """
     values = {"tenant": tenant_id, "period": period, "limit": limit}
     if limit is None:
         operator.execute(text("delete from core.budgets where tenant_id = :tenant and period = :period"), values)

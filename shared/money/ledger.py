@@ -7,6 +7,7 @@ under way its lease keeps a second delivery from paying for the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Postponed
 from shared.money.budgets import OverBudget, add, counters, take
-from shared.money.prices import cost, most_tokens, price_of
+from shared.money.prices import Price, cost, most_tokens, prices_of
 
 LEASE = timedelta(minutes=6)
 """Longer than a call can take (shared.llm), shorter than the service's timeout (540 s)."""
@@ -31,13 +32,14 @@ class NoPrice(OverBudget):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call to be paid for: `key` names it for ever, the document is who it is for."""
+    """A call to be paid for: `key` names it for ever; it is for a document's version or for a run."""
 
     tenant_id: UUID
     key: UUID
     model: str
-    document_id: UUID
-    version_id: UUID
+    document_id: UUID | None = None
+    version_id: UUID | None = None
+    run_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +55,37 @@ class Reservation:
     amount: Decimal
     booked_at: datetime
     stage: str
+    most_output: int = 0
+    output_price: Decimal = Decimal(0)
 
 
-def lock_call(session: Session, call: Call, now: datetime) -> None:
-    """Lock the call's row until the transaction ends. Raises Postponed while somebody else is paying for it."""
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What is booked for a run so far: tokens in and out, EUR; `calls` that were tried."""
+
+    calls: int
+    tokens: int
+    output_tokens: int
+    eur: Decimal
+
+
+def lock_call(session: Session, call: Call, now: datetime, *, sole: bool = False) -> None:
+    """Lock the call's row until the transaction ends. Raises Postponed while somebody else is paying for it.
+
+    `sole`: the caller holds the run, so a reservation it finds is a dead worker's and nothing to wait for.
+    """
     values = {
         "tenant": call.tenant_id,
         "key": call.key,
         "model": call.model,
         "document": call.document_id,
         "version": call.version_id,
+        "run": call.run_id,
     }
     session.execute(
         text(
-            "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, state) "
-            "values (:tenant, :key, :model, :document, :version, 'released') on conflict do nothing"
+            "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, run_id, state) "
+            "values (:tenant, :key, :model, :document, :version, :run, 'released') on conflict do nothing"
         ),
         values,
     )
@@ -78,7 +96,7 @@ def lock_call(session: Session, call: Call, now: datetime) -> None:
         ),
         values,
     ).one()
-    if row.state == "reserved" and row.reserved_eur > 0 and row.lease_until > now:
+    if not sole and row.state == "reserved" and row.reserved_eur > 0 and row.lease_until > now:
         raise Postponed(row.lease_until, "another delivery is making this call")
 
 
@@ -90,15 +108,22 @@ def forget_call(session: Session, call: Call) -> None:
     )
 
 
-def reserve(session: Session, call: Call, texts: list[str], stage: str, now: datetime) -> Reservation:
-    """Reserve what a locked call may cost at most. Raises OverBudget or NoPrice: roll the session back then."""
-    price = price_of(session, call.model, now)
-    if price is None:
+def reserve(
+    session: Session, call: Call, texts: Sequence[str], stage: str, now: datetime, *, most_output: int = 0
+) -> Reservation:
+    """Reserve what a locked call may cost at most; `most_output` tokens of a model that writes.
+
+    Raises OverBudget or NoPrice: roll the session back then.
+    """
+    found = prices_of(session, call.model, now)
+    if found is None or (most_output and found.output is None):
         if stage != "dev":
             raise NoPrice(now + PRICE_WAIT, f"waiting for a price of {call.model}")
-        price = Decimal(0)  # on a laptop a model of one's own counts as free until somebody enters a price
+        # On a laptop a model of one's own counts as free until somebody enters a price.
+        found = Price(found.input if found else Decimal(0), Decimal(0))
+    price, output_price = found.input, found.output or Decimal(0)
     tokens = most_tokens(texts)
-    amount = cost(tokens, price)
+    amount = cost(tokens, price) + cost(most_output, output_price)
     left = session.execute(
         text("select state, reserved_eur, booked_at from core.ledger where tenant_id = :tenant and call_key = :key"),
         {"tenant": call.tenant_id, "key": call.key},
@@ -114,45 +139,62 @@ def reserve(session: Session, call: Call, texts: list[str], stage: str, now: dat
         ),
         {"tenant": call.tenant_id, "key": call.key, "amount": amount, "now": now, "lease": now + LEASE},
     ).scalar_one()
-    return Reservation(call, attempt, tokens, price, amount, now, stage)
+    return Reservation(call, attempt, tokens, price, amount, now, stage, most_output, output_price)
 
 
-def settle(session: Session, reservation: Reservation, tokens: int) -> Decimal:
+def settle(session: Session, reservation: Reservation, tokens: int, output_tokens: int = 0) -> Decimal:
     """Book what the call has cost, in the transaction that stores what it bought; returns EUR.
 
     A provider that counts nothing (`tokens` 0) is booked at the most it can have been: never less than the truth.
     """
-    return _close(session, reservation, "settled", tokens or reservation.most)
+    if not tokens:
+        return _close(session, reservation, "settled", reservation.most, output_tokens or reservation.most_output)
+    return _close(session, reservation, "settled", tokens, output_tokens)
 
 
-def release(session: Session, reservation: Reservation, tokens: int = 0) -> None:
-    """Give back what was not spent. `tokens` of an answer that came but was unusable are paid all the same."""
-    _close(session, reservation, "released", tokens)
+def release(session: Session, reservation: Reservation, tokens: int = 0, output_tokens: int = 0) -> Decimal:
+    """Give back what was not spent. Tokens of an answer that came but was unusable are paid all the same."""
+    return _close(session, reservation, "released", tokens, output_tokens)
 
 
-def _close(session: Session, reservation: Reservation, state: str, tokens: int) -> Decimal:
-    call, spent = reservation.call, cost(tokens, reservation.price)
+def spent_on(session: Session, tenant_id: UUID, run_id: UUID) -> Spent:
+    """What a run's calls have cost so far, in all attempts."""
+    row = session.execute(
+        text(
+            "select count(*), coalesce(sum(tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cost_eur), 0) "
+            "from core.ledger where tenant_id = :tenant and run_id = :run"
+        ),
+        {"tenant": tenant_id, "run": run_id},
+    ).one()
+    return Spent(row[0], int(row[1]), int(row[2]), row[3])
+
+
+def _close(session: Session, reservation: Reservation, state: str, tokens: int, output_tokens: int) -> Decimal:
+    spent = cost(tokens, reservation.price) + cost(output_tokens, reservation.output_price)
+    call = reservation.call
     values = {
         "tenant": call.tenant_id,
         "key": call.key,
         "attempt": reservation.attempt,
         "tokens": tokens,
+        "output": output_tokens,
         "cost": spent,
         "state": state,
     }
     mine = session.execute(
         text(
             "update core.ledger set state = :state, reserved_eur = 0, tokens = tokens + :tokens, "
-            "cost_eur = cost_eur + :cost where tenant_id = :tenant and call_key = :key and attempts = :attempt "
-            "and state = 'reserved'"
+            "output_tokens = output_tokens + :output, cost_eur = cost_eur + :cost where tenant_id = :tenant "
+            "and call_key = :key and attempts = :attempt and state = 'reserved'"
         ),
         values,
     ).rowcount  # type: ignore[attr-defined]
-    if not mine and tokens:
+    if not mine and (tokens or output_tokens):
         # The lease ran out and the reservation is somebody else's or gone; paid is paid.
         session.execute(
             text(
-                "update core.ledger set tokens = tokens + :tokens, cost_eur = cost_eur + :cost "
+                "update core.ledger set tokens = tokens + :tokens, output_tokens = output_tokens + :output, "
+                "cost_eur = cost_eur + :cost "
                 "where tenant_id = :tenant and call_key = :key"
             ),
             values,

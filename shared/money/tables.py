@@ -30,11 +30,14 @@ prices = Table(
     Column("model", Text, nullable=False),
     Column("valid_from", DateTime(timezone=True), nullable=False),
     Column("eur_per_million", Numeric(14, 6), nullable=False),
+    Column("eur_per_million_output", Numeric(14, 6)),
     PrimaryKeyConstraint("model", "valid_from"),
     CheckConstraint("eur_per_million >= 0", name="prices_eur_check"),
+    CheckConstraint("eur_per_million_output >= 0", name="prices_output_check"),
     schema="core",
 )
-"""EUR per million input tokens; the newest row that is not in the future holds. Models that we bundle cost 0."""
+"""EUR per million input and output tokens (null: a model that writes nothing); the newest row that is not in the
+future holds. Models that we bundle cost 0."""
 
 ledger = Table(
     "ledger",
@@ -42,12 +45,14 @@ ledger = Table(
     Column("tenant_id", Uuid, nullable=False),
     Column("call_key", Uuid, nullable=False),
     Column("model", Text, nullable=False),
-    Column("document_id", Uuid, nullable=False),
-    Column("version_id", Uuid, nullable=False),
+    Column("document_id", Uuid),
+    Column("version_id", Uuid),
+    Column("run_id", Uuid),
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("reserved_eur", EUR, nullable=False, server_default="0"),
     Column("tokens", BigInteger, nullable=False, server_default="0"),
+    Column("output_tokens", BigInteger, nullable=False, server_default="0"),
     Column("cost_eur", EUR, nullable=False, server_default="0"),
     Column("booked_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("lease_until", DateTime(timezone=True), nullable=False, server_default=NOW),
@@ -56,10 +61,12 @@ ledger = Table(
     CheckConstraint("state in ('reserved', 'settled', 'released')", name="ledger_state_check"),
     Index("ledger_booked_idx", "tenant_id", "booked_at"),
     Index("ledger_document_idx", "tenant_id", "document_id"),
+    Index("ledger_run_idx", "tenant_id", "run_id", postgresql_where=text("run_id is not null")),
     Index("ledger_lease_idx", "lease_until", postgresql_where=text("state = 'reserved'")),
     schema="core",
 )
-"""One row a call, however often it is tried: `tokens` and `cost_eur` are what the provider counted, all attempts.
+"""One row a call, however often it is tried: `tokens` (in), `output_tokens` and `cost_eur` are what the provider
+counted, all attempts. A call is for a document (its version's embedding) or for a run (its answer).
 
 It outlives the document on purpose: what was paid stays paid. `booked_at` decides day, month and hour.
 """
@@ -72,7 +79,7 @@ budgets = Table(
     Column("limit_eur", EUR, nullable=False),
     PrimaryKeyConstraint("tenant_id", "period"),
     ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
-    CheckConstraint("period in ('day', 'month')", name="budgets_period_check"),
+    CheckConstraint("period in ('run', 'day', 'month')", name="budgets_period_check"),
     CheckConstraint("limit_eur >= 0", name="budgets_limit_check"),
     schema="core",
 )
@@ -85,11 +92,13 @@ spending = Table(
     Column("starts_at", DateTime(timezone=True), nullable=False),
     Column("reserved_eur", EUR, nullable=False, server_default="0"),
     Column("spent_eur", EUR, nullable=False, server_default="0"),
+    Column("warned_limit", EUR),
     PrimaryKeyConstraint("tenant_id", "period", "starts_at"),
     ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
     schema="core",
 )
-"""A tenant's counters, one row a day and month (UTC): spent + reserved never passes the budget."""
+"""A tenant's counters, one row a day and month (UTC): spent + reserved never passes the budget. `warned_limit` is
+the limit of which it was told that little is left."""
 
 stage_spending = Table(
     "stage_spending",

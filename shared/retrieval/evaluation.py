@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 from shared.retrieval import metrics
 from shared.retrieval.evidence import strength
 from shared.retrieval.golden import Question, contains
-from shared.retrieval.search import DEFAULT, Passage, Tuning, search_explained
+from shared.retrieval.passages import Passage
+from shared.retrieval.ranking import DEFAULT, Tuning
+from shared.retrieval.search import search_explained
 from shared.retrieval.spaces import Space
 from shared.tenants.directory import Principal
 

@@ -61,6 +61,11 @@ def read_questions(path: Path) -> list[Question]:
     return [_parsed(Question, path, number, line) for number, line in _lines(path)]
 
 
+def read_items(kind: type[_Item], path: Path) -> list[_Item]:
+    """One object of `kind` a line. Raises PermanentError `bad-golden-set` naming the line."""
+    return [_parsed(kind, path, number, line) for number, line in _lines(path)]
+
+
 def read_corpus(path: Path) -> list[CorpusText]:
     """The documents of a corpus file. Raises PermanentError `bad-golden-set` naming the line."""
     return [_parsed(CorpusText, path, number, line) for number, line in _lines(path)]
@@ -79,6 +84,51 @@ def append(path: Path, question: Question) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(question.model_dump_json(exclude_defaults=True) + "\n")
+
+
+def merged(known: Iterable[Question], new: Iterable[Question]) -> list[Question]:
+    """A golden set grown by other questions: the same words are one question, what answers it is joined.
+
+    Order, ids and languages are those of the first. A question that once had evidence keeps it: that somebody else's
+    documents held none says nothing about it.
+    """
+    found: dict[str, Question] = {}
+    for question in (*known, *new):
+        key = " ".join(re.findall(r"\w+", question.question.casefold()))
+        first = found.setdefault(key, question)
+        relevant = {(r.document, r.passage): r for r in (*question.relevant, *first.relevant)}
+        here = [(r.document, r.passage) for r in first.relevant]
+        later = [place for place in relevant if place not in here]
+        found[key] = first.model_copy(
+            update={
+                "relevant": tuple(relevant[place] for place in (*here, *later)),
+                "answers": tuple(dict.fromkeys((*first.answers, *question.answers))),
+            }
+        )
+    return list(found.values())
+
+
+def held_out(
+    texts: Sequence[CorpusText], questions: Sequence[Question], every: int
+) -> tuple[list[CorpusText], list[Question], list[Question]]:
+    """Corpus without every `every`-th article, the questions that it answers, and those that it no longer does.
+
+    For the evidence gate: the unanswerable ones are real questions of the same kind. An article is a document's id up
+    to its last hyphen, so that no neighbouring paragraph answers. ValueError below 2.
+    """
+    if every < 2:
+        raise ValueError("at most every second article can be held out")
+    articles = list(dict.fromkeys(text.document.rpartition("-")[0] for text in texts))
+    gone = set(articles[every - 1 :: every])
+    kept = [text for text in texts if text.document.rpartition("-")[0] not in gone]
+    left = {text.document for text in kept}
+    answerable = [question for question in questions if any(r.document in left for r in question.relevant)]
+    unanswerable = [
+        question.model_copy(update={"relevant": (), "answers": ()})
+        for question in questions
+        if not any(r.document in left for r in question.relevant)
+    ]
+    return kept, answerable, unanswerable
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -45,6 +46,26 @@ class Corpus:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """An operator's look at a tenant's vectors in a space.
+
+    `method` is None without an index; `valid` is False for what a build left that failed or is still going on. `size`
+    is bytes on disk. `mean` and `worst` are recall@10 of the last probe. `advice` is what index care would do.
+    """
+
+    corpus: Corpus
+    tenant: str
+    space: str
+    method: str | None
+    valid: bool
+    size: int
+    probed_at: datetime | None
+    mean: float | None
+    worst: float | None
+    advice: Literal["build", "drop", "keep", "search exactly"]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What index care would do."""
 
@@ -53,7 +74,7 @@ class Plan:
 
 
 def corpora(operator: Session) -> list[Corpus]:
-    """Every tenant's vectors by space, largest first. For operators."""
+    """Every tenant's vectors by space, largest first; spaces that are being dropped are none. For operators."""
     valid = set(
         operator.scalars(
             text(
@@ -65,7 +86,9 @@ def corpora(operator: Session) -> list[Corpus]:
     rows = operator.execute(
         text(
             "select e.tenant_id, e.space_id, s.dimension, count(*) as vectors from rag.embeddings e "
-            "join rag.vector_spaces s on s.space_id = e.space_id group by 1, 2, 3 order by 4 desc, 1, 2"
+            "join rag.vector_spaces s on s.space_id = e.space_id join rag.tenant_spaces t "
+            "on t.tenant_id = e.tenant_id and t.space_id = e.space_id and t.state <> 'retired' "
+            "group by 1, 2, 3 order by 4 desc, 1, 2"
         )
     )
     return [
@@ -82,6 +105,40 @@ def plan(found: list[Corpus], *, build_from: int = BUILD_FROM, drop_below: int =
         [corpus for corpus in found if corpus.vectors >= build_from and not corpus.indexed],
         [corpus for corpus in found if corpus.vectors < drop_below and corpus.indexed],
     )
+
+
+def standings(operator: Session) -> list[Standing]:
+    """Every tenant's vectors by space with their index and their last probe, largest first. For operators."""
+    found = corpora(operator)
+    care = plan(found)
+    rows = operator.execute(
+        text(
+            "select t.tenant_id, u.space_id, t.slug, s.name, p.probed_at, p.mean, p.worst from core.tenants t "
+            "join rag.tenant_spaces u on u.tenant_id = t.tenant_id join rag.vector_spaces s on s.space_id = u.space_id "
+            "left join lateral (select * from rag.recall_probes p where p.tenant_id = u.tenant_id "
+            "and p.space_id = u.space_id order by p.probed_at desc limit 1) p on true"
+        )
+    )
+    about = {(row.tenant_id, row.space_id): row for row in rows}
+    made = {
+        row.relname: row
+        for row in operator.execute(
+            text(
+                "select r.relname, a.amname, i.indisvalid, pg_relation_size(r.oid) as bytes from pg_class r "
+                "join pg_am a on a.oid = r.relam join pg_index i on i.indexrelid = r.oid "
+                "where r.relnamespace = 'rag'::regnamespace and r.relname like 'embeddings\\_near\\_%'"
+            )
+        )
+    }
+    listed = []
+    for corpus in found:
+        row, index = about[corpus.tenant_id, corpus.space_id], made.get(corpus.index)
+        advice: Literal["build", "drop", "keep", "search exactly"] = "keep" if corpus.indexed else "search exactly"
+        advice = "build" if corpus in care.build else "drop" if corpus in care.drop else advice
+        method, valid, size = (index.amname, index.indisvalid, index.bytes) if index else (None, False, 0)
+        probe = (row.probed_at, row.mean, row.worst)
+        listed.append(Standing(corpus, row.slug, row.name, method, valid, size, *probe, advice))
+    return listed
 
 
 @contextmanager
@@ -114,6 +171,19 @@ def build(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> None:
     )
 
 
+def build_once(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> bool:
+    """Build a corpus's index unless somebody is building it right now; whether it was built."""
+    # A session lock, on a connection that is nobody else's: a build may outlive the lease of the job's turn.
+    name = {"name": f"index:{corpus.index}"}
+    if not owner.execute(text("select pg_try_advisory_lock(hashtextextended(:name, 0))"), name).scalar():
+        return False
+    try:
+        build(owner, corpus, method)
+    finally:
+        owner.execute(text("select pg_advisory_unlock(hashtextextended(:name, 0))"), name)
+    return True
+
+
 def drop(owner: Connection, corpus: Corpus) -> None:
     """Drop the index, whatever its state, beside reads and writes."""
     owner.exec_driver_sql(f"drop index concurrently if exists rag.{corpus.index}")
@@ -124,7 +194,9 @@ def remove_orphans(owner: Connection, found: list[Corpus]) -> int:
     wanted = {corpus.index for corpus in found}
     names = owner.exec_driver_sql(
         "select r.relname, i.indisvalid from pg_class r join pg_index i on i.indexrelid = r.oid "
-        "where r.relnamespace = 'rag'::regnamespace and r.relname like 'embeddings\\_near\\_%%'"
+        "where r.relnamespace = 'rag'::regnamespace and r.relname like 'embeddings\\_near\\_%%' "
+        # One that is being built is invalid too.
+        "and not exists (select from pg_stat_progress_create_index p where p.index_relid = r.oid)"
     ).all()
     doomed = [row.relname for row in names if row.relname not in wanted or not row.indisvalid]
     for name in doomed:

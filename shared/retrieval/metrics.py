@@ -126,6 +126,13 @@ def answer_f1(answer: str, gold: Sequence[str]) -> float:
     return _over(answer, gold, _f1)
 
 
+def holds_answer(answer: str, gold: Sequence[str]) -> float:
+    """1 when the words of an expected answer stand side by side in the answer, else 0; normalised like exact match."""
+    given = f" {' '.join(_words(answer))} "
+    wanted = (" ".join(_words(one)) for one in gold)
+    return float(any(words and f" {words} " in given for words in wanted))
+
+
 def _over(answer: str, gold: Sequence[str], measure: Callable[[list[str], list[str]], float]) -> float:
     return max((measure(_words(answer), _words(wanted)) for wanted in gold), default=0.0)
 

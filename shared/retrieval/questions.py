@@ -34,7 +34,9 @@ class Filters:
     """What a search is narrowed to; empty means everything the member may see.
 
     `collections` are names, `sources` as submitted, `languages` of the chunk, `metadata` must be contained in the
-    document's, `since` (inclusive) and `until` (exclusive) are when the document last changed, aware.
+    document's, `since` (inclusive) and `until` (exclusive) are when the document last changed, aware. `as_of` asks the
+    versions that answered at that moment, aware: documents deleted or withdrawn since then do not appear, and access,
+    collection and metadata are today's.
     """
 
     collections: Sequence[str] = ()
@@ -43,6 +45,7 @@ class Filters:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     since: datetime | None = None
     until: datetime | None = None
+    as_of: datetime | None = None
 
 
 def checked_question(question: str) -> str:
@@ -88,7 +91,7 @@ def checked_filters(filters: Filters) -> Filters:
             _check_text(value)
     if unknown := sorted(set(filters.languages) - set(LANGUAGES)):
         raise _bad_filter(f"there is no language {unknown[0]!r}; use {', '.join(LANGUAGES)}")
-    for moment in (filters.since, filters.until):
+    for moment in (filters.since, filters.until, filters.as_of):
         if moment is not None and moment.tzinfo is None:
             raise _bad_filter("times need a time zone")
     if filters.metadata:

@@ -18,6 +18,9 @@ from sqlalchemy.orm import Session
 
 from shared.database import array_literal, vector_literal
 from shared.errors import PermanentError
+from shared.retrieval.evidence import Evidence, weigh
+from shared.retrieval.passages import Passage
+from shared.retrieval.planning import pin_plans
 from shared.retrieval.questions import (
     Filters,
     checked_filters,
@@ -26,63 +29,11 @@ from shared.retrieval.questions import (
     language_of,
     metadata_json,
 )
+from shared.retrieval.ranking import DEFAULT, Tuning, lexical_weight
 from shared.retrieval.spaces import Space
 from shared.retrieval.statements import index_name, search_sql
 
 MOST_RESULTS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How candidates are found and fused; the defaults are measured (docs/retrieval.md).
-
-    `candidates` of each channel; `breadth` is how many neighbours are looked at before visibility, `effort` is
-    hnsw.ef_search;
-    `lexical_weight` times BM25 is added to the cosine (None: the space's own), `foreign_weight` is what is left of it
-    when chunk and question differ in language. `by_rank` fuses by weighted reciprocal rank instead of scores.
-    """
-
-    candidates: int = 50
-    breadth: int = 400
-    effort: int = 400
-    lexical_weight: float | None = None
-    foreign_weight: float = 0.4
-    by_rank: bool = False
-
-
-DEFAULT = Tuning()
-
-_LEXICAL_WEIGHTS = {"use-v3": 0.05, "e5-small": 0.01}
-"""What a point of BM25 is worth in cosine. Models differ in the range that cosines use (FACTS: unrelated to translated
-text .27 to .85 for USE, .80 to .92 for e5); the weight follows that range."""
-_LEXICAL_WEIGHT = 0.03
-
-
-def lexical_weight(space: Space) -> float:
-    """What a point of BM25 is worth in cosine of this space."""
-    return _LEXICAL_WEIGHTS.get(space.model, _LEXICAL_WEIGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A chunk that was found.
-
-    `similarity` is the cosine to the question in the space, -1 to 1; `bm25` its lexical score, 0 and more; `score`
-    what it was ranked by.
-    """
-
-    chunk_id: UUID
-    version_id: UUID
-    document_id: UUID
-    title: str
-    text: str
-    heading_path: tuple[str, ...]
-    position: dict[str, Any]
-    similarity: float
-    score: float
-    bm25: float = 0.0
-    language: str = "simple"
-    external_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +42,8 @@ class Diagnostics:
 
     `dense_method` is `index` (the tenant's approximate index), `exact`, or `exact-after-index` (a filter left fewer
     than `candidates` of the neighbours looked at, so all visible chunks were compared). `hidden` neighbours were
-    dropped because of state, access or filters. `milliseconds` is the round trip as the caller sees it.
+    dropped because of state, access or filters. `without_vector` candidates have no vector in the space (only with
+    `as_of`: what was superseded before a campaign). `milliseconds` is the round trip as the caller sees it.
     """
 
     space: str
@@ -104,15 +56,17 @@ class Diagnostics:
     lexical_candidates: int
     expanded_words: int
     fused: int
+    without_vector: int
     language: str
     milliseconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Passages, best first, and how they were found."""
+    """Passages, best first, what they are worth as evidence, and how they were found."""
 
     passages: list[Passage]
+    evidence: Evidence
     diagnostics: Diagnostics
 
 
@@ -130,7 +84,8 @@ def search(
 ) -> list[Passage]:
     """The passages of searchable documents this member may see, best first; at most `top_k`.
 
-    `vector` is the question's in `space`. Withdrawn documents and superseded versions never appear.
+    `vector` is the question's in `space`. Withdrawn documents and superseded versions never appear, the latter only
+    when the filters ask for the time in which they answered.
     Raises PermanentError as `search_explained`.
     """
     chosen = filters or Filters(collections=collections)
@@ -162,14 +117,16 @@ def search_explained(
         raise PermanentError("bad-top-k", f"top_k must be 1 to {MOST_RESULTS}.", "Ask for fewer passages.")
     values = search_parameters(tenant_id, member_id, space, checked_question(question), vector, chosen, tuning)
     started = time.perf_counter()
-    rows = session.execute(search_sql(space.dimension), values | {"top_k": top_k}).all()
+    pin_plans(session)
+    statement = search_sql(space.dimension, as_of=chosen.as_of is not None)
+    rows = session.execute(statement, values | {"top_k": top_k}).all()
     took = (time.perf_counter() - started) * 1000
     if rows[0].collections_known < len(set(chosen.collections)):
         raise PermanentError(
             "unknown-collection", "There is no such collection.", "Choose one of the tenant's collections."
         )
     passages = [_passage(row) for row in rows if row.chunk_id is not None]
-    return Search(passages, _diagnostics(rows[0], space, values, took))
+    return Search(passages, weigh(passages, space), _diagnostics(rows[0], space, values, took))
 
 
 def search_parameters(
@@ -182,7 +139,7 @@ def search_parameters(
     tuning: Tuning,
 ) -> dict[str, Any]:
     """The parameters of the statement, everything but `top_k`. Raises like `search_explained`."""
-    weight = tuning.lexical_weight
+    weight = lexical_weight(space) if tuning.lexical_weight is None else tuning.lexical_weight
     language = language_of(question)
     return {
         "tenant": tenant_id,
@@ -198,10 +155,11 @@ def search_parameters(
         "about": metadata_json(filters.metadata),
         "since": filters.since,
         "until": filters.until,
+        "as_of": filters.as_of,
         "candidates": tuning.candidates,
         "breadth": tuning.breadth,
         "effort": tuning.effort,
-        "lexical_weight": lexical_weight(space) if weight is None else weight,
+        "lexical_weight": weight * (tuning.keyword_weight if language == "simple" else 1.0),
         # A question without function words ("Mindesturlaub Werktage") may be in any language.
         "foreign_weight": 1.0 if language == "simple" else tuning.foreign_weight,
         "by_rank": tuning.by_rank,
@@ -238,6 +196,7 @@ def _diagnostics(row: Row[Any], space: Space, values: dict[str, Any], took: floa
         lexical_candidates=row.lexical_candidates,
         expanded_words=row.lexical_expanded,
         fused=row.fused,
+        without_vector=row.without_vector,
         language=values["language"],
         milliseconds=round(took, 2),
     )

@@ -14,13 +14,19 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
-# Visible to this member under these filters; `c` a chunk's terms, `d` its document, `p` the principal.
-_SEEN = """d.tenant_id = :tenant and d.document_id = c.document_id and d.current_version_id = c.version_id
+# The version that answers, or did at a moment; `c` a chunk's terms, `d` its document, `a` a period of answering.
+_NOW = "d.current_version_id = c.version_id"
+_THEN = """exists (select from rag.answering_periods a where a.version_id = c.version_id and {period})"""
+PERIOD = """a.tenant_id = :tenant and a.document_id = d.document_id and a.answering_from <= cast(:as_of as timestamptz)
+       and (a.answering_until is null or a.answering_until > cast(:as_of as timestamptz))"""
+
+# Visible to this member under these filters; `p` is the principal.
+_SEEN = """d.tenant_id = :tenant and d.document_id = c.document_id and {answering}
        and rag.visible(d, p.members, p.groups, p.collections, cast(:sources as text[]), cast(:about as jsonb),
                        cast(:since as timestamptz), cast(:until as timestamptz))
        and (cardinality(cast(:languages as text[])) = 0 or c.language = any(cast(:languages as text[])))"""
 
-_PRINCIPAL = """principal as materialized (
+PRINCIPAL = """principal as materialized (
     select array(select m.email from core.members m
                  where m.tenant_id = :tenant and m.member_id = :member) as members,
            array(select g.name from core.groups g join core.group_members gm
@@ -57,7 +63,7 @@ _EXACT = """exact as materialized (
     select e.chunk_id, (e.embedding <=> cast(:vector as vector)) + 0 as distance
     from principal p
     join rag.documents d on d.tenant_id = :tenant
-    join rag.chunk_terms c on c.tenant_id = :tenant and c.version_id = d.current_version_id
+    {versions}
     join rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id
     where (select count(*) from near) < :candidates and {seen}
 ), nearest_exactly as materialized (
@@ -73,7 +79,7 @@ _FUSED = """dense as materialized (
     from principal p, rag.lexical_candidates(
         :question, :language, :foreign_weight, p.members, p.groups, p.collections, cast(:sources as text[]),
         cast(:languages as text[]), cast(:about as jsonb), cast(:since as timestamptz), cast(:until as timestamptz),
-        array(select d.chunk_id from dense d), :candidates) l
+        array(select d.chunk_id from dense d), :candidates, cast(:as_of as timestamptz)) l
     where cast(:lexical_weight as float8) > 0
 ), ranked as (
     select coalesce(d.chunk_id, l.chunk_id) as chunk_id, d.distance, l.score as bm25,
@@ -82,9 +88,10 @@ _FUSED = """dense as materialized (
     from dense d full join lexical l on l.chunk_id = d.chunk_id
 ), fused as materialized (
     select r.chunk_id, r.bm25, r.dense_rank, r.lexical_rank, r.distance is not null as is_dense,
-           1 - coalesce(r.distance, e.embedding <=> cast(:vector as vector)) as similarity
+           coalesce(1 - coalesce(r.distance, e.embedding <=> cast(:vector as vector)), 0) as similarity,
+           e.chunk_id is null as without_vector
     from ranked r
-    join rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = r.chunk_id
+    {join} rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = r.chunk_id
 ), scored as (
     select f.*, case when cast(:by_rank as boolean)
         then case when f.is_dense then 1.0 / (60 + f.dense_rank) else 0 end
@@ -104,20 +111,33 @@ from (select (select cardinality(collections) from principal) as collections_kno
              (select count(*) from lexical) as lexical_candidates,
              coalesce((select max(matched) from lexical), 0) as lexical_matched,
              coalesce((select max(expanded) from lexical), 0) as lexical_expanded,
-             (select count(*) from fused) as fused) g
+             (select count(*) from fused) as fused,
+             (select count(*) from fused where without_vector) as without_vector) g
 left join best b on true
 left join rag.chunks c on c.tenant_id = :tenant and c.chunk_id = b.chunk_id
 left join rag.documents d on d.tenant_id = :tenant and d.document_id = c.document_id
 order by b.score desc, b.chunk_id"""
 
 
-@lru_cache(maxsize=16)
-def search_sql(dimension: int) -> TextClause:
-    """The statement for spaces of `dimension` numbers a vector: the approximate index is on that very type."""
-    near = _NEAR.format(dimension=int(dimension), kind=vector_type(dimension), seen=_SEEN)
-    statement = "with " + ", ".join((_PRINCIPAL, near, _EXACT.format(seen=_SEEN), _FUSED)) + " " + _RESULT
+@lru_cache(maxsize=32)
+def search_sql(dimension: int, *, as_of: bool = False) -> TextClause:
+    """The statement for spaces of `dimension` numbers a vector: the approximate index is on that very type.
+
+    `as_of` is the statement over the versions that answered at a moment. What was superseded before a campaign may
+    have no vector in the space that answers today: its chunks are then found by their words alone.
+    """
+    seen = _SEEN.format(answering=_THEN.format(period=PERIOD) if as_of else _NOW)
+    versions = f"join rag.answering_periods a on {PERIOD}" if as_of else ""
+    version = "a.version_id" if as_of else "d.current_version_id"
+    versions += f" join rag.chunk_terms c on c.tenant_id = :tenant and c.version_id = {version}"
+    parts = (
+        PRINCIPAL,
+        _NEAR.format(dimension=int(dimension), kind=vector_type(dimension), seen=seen),
+        _EXACT.format(seen=seen, versions=versions),
+        _FUSED.format(join="left join" if as_of else "join"),
+    )
     # pg8000 reads a statement character by character to find its parameters: indentation would cost a millisecond.
-    return text(" ".join(statement.split()))
+    return text(" ".join(("with " + ", ".join(parts) + " " + _RESULT).split()))
 
 
 def vector_type(dimension: int) -> str:

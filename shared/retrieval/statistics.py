@@ -5,10 +5,13 @@ For operators. A tenant without statistics is searched rightly, only with more w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
+
+from shared.database import array_literal
 
 RARE = 100
 """Terms in fewer chunks have no row: they are counted when they are asked for (`rag.lexical_candidates` assumes so)."""
@@ -57,14 +60,51 @@ def refresh(operator: Session, tenant_id: UUID) -> int:
 
 
 def prune(operator: Session, tenant_id: UUID) -> int:
-    """Forget the words that no chunk of the tenant has any more; returns how many. Erasure calls it too."""
+    """Forget the words that no chunk of the tenant has any more; returns how many.
+
+    Set against set: asking for every word whether some chunk has it took 18 s for 5,500 words in 300 chunks.
+    """
     gone = operator.execute(
         text(
+            "with present as materialized (select distinct t.term from rag.chunk_terms c "
+            "cross join lateral unnest(c.terms) t(term) where c.tenant_id = :tenant) "
             "delete from rag.vocabulary v where v.tenant_id = :tenant and not exists ("
-            "select from rag.chunk_terms c "
-            "where c.terms @> array[rag.term(v.tenant_id, 1, v.language, v.stem)] and c.tenant_id = v.tenant_id)"
+            "select from present p where p.term = rag.term(v.tenant_id, 1, v.language, v.stem))"
         ),
         {"tenant": tenant_id},
     )
+    words: int = gone.rowcount  # type: ignore[attr-defined]
+    return words
+
+
+def terms_of(operator: Session, tenant_id: UUID, documents: Sequence[UUID]) -> list[int]:
+    """The terms of documents' chunks, which `prune_terms` is asked about once the chunks are gone."""
+    rows = operator.execute(
+        text(
+            "select distinct t.term from rag.chunk_terms c cross join lateral unnest(c.terms) t(term) "
+            "where c.tenant_id = :tenant and c.document_id = any(cast(:documents as uuid[]))"
+        ),
+        {"tenant": tenant_id, "documents": array_literal(documents)},
+    )
+    return list(rows.scalars())
+
+
+def prune_terms(operator: Session, tenant_id: UUID, terms: Sequence[int]) -> int:
+    """Forget those of these words that no chunk of the tenant has any more; returns how many.
+
+    Reads the tenant's vocabulary once and, for each term, the index on terms: a term carries its tenant.
+    """
+    operator.execute(text("set local enable_seqscan = off"))
+    gone = operator.execute(
+        text(
+            # Fenced by OFFSET: one probe of the index a term, never a join over all chunks.
+            "with gone as materialized (select t.term from unnest(cast(:terms as integer[])) t(term) "
+            "where not exists (select from rag.chunk_terms c where c.terms @> array[t.term] offset 0)) "
+            "delete from rag.vocabulary v where v.tenant_id = :tenant "
+            "and rag.term(v.tenant_id, 1, v.language, v.stem) in (select g.term from gone g)"
+        ),
+        {"tenant": tenant_id, "terms": array_literal(terms)},
+    )
+    operator.execute(text("set local enable_seqscan = on"))
     words: int = gone.rowcount  # type: ignore[attr-defined]
     return words

@@ -36,10 +36,18 @@ vector_spaces = Table(
     Column("dimension", Integer, nullable=False),
     Column("evidence_floor", Double),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("chunker", Text, nullable=False, server_default="structure-1/800/80"),
+    Column("query_prefix", Text, nullable=False, server_default=""),
+    Column("passage_prefix", Text, nullable=False, server_default=""),
     UniqueConstraint("space_id", "dimension"),
+    UniqueConstraint(
+        "model", "dimension", "chunker", "query_prefix", "passage_prefix", name="vector_spaces_profile_key"
+    ),
+    CheckConstraint("dimension between 1 and 4000", name="vector_spaces_dimension_check"),
     schema="rag",
 )
-"""An immutable profile: a model and its dimension. The same for every tenant, hence without a tenant."""
+"""A profile: model, dimension, chunker, what is written before a text. Immutable by a trigger; only the evidence floor,
+a measurement about it, may change. The same for every tenant, hence without a tenant."""
 
 tenant_spaces = Table(
     "tenant_spaces",
@@ -50,11 +58,14 @@ tenant_spaces = Table(
     PrimaryKeyConstraint("tenant_id", "space_id"),
     ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
     ForeignKeyConstraint(["space_id"], ["rag.vector_spaces.space_id"]),
-    CheckConstraint("state in ('filling', 'active', 'retired')", name="tenant_spaces_state_check"),
+    CheckConstraint("state in ('filling', 'active', 'paused', 'retired')", name="tenant_spaces_state_check"),
     Index("tenant_spaces_active_idx", "tenant_id", unique=True, postgresql_where=text("state = 'active'")),
     schema="rag",
 )
-"""Which spaces a tenant has; exactly one answers (`active`)."""
+"""Which spaces a tenant has; exactly one answers (`active`).
+
+`filling`: new versions need vectors there too; `paused`: they do not, what is there stays; `retired`: being dropped.
+"""
 
 _vector: Any = Vector()
 

@@ -42,13 +42,17 @@ def create_tenant(operator: Session, slug: str, name: str, admin_email: str) -> 
 
     `operator` is an operator_session: a tenant cannot create itself.
     """
-    tenant_id = operator.execute(
+    tenant_id, closed_at = operator.execute(
         text(
             "insert into core.tenants (tenant_id, slug, name) values (:id, :slug, :name) "
-            "on conflict (slug) do update set slug = excluded.slug returning tenant_id"
+            "on conflict (slug) do update set slug = excluded.slug returning tenant_id, closed_at"
         ),
         {"id": uuid4(), "slug": slug, "name": name},
-    ).scalar_one()
+    ).one()
+    if closed_at is not None:
+        raise PermanentError(
+            "tenant-closed", f"The tenant “{slug}” is being erased.", "Wait for its end, or take another slug."
+        )
     for source in SOURCES:
         bind_source(operator, tenant_id, source)
     operator.execute(
@@ -105,7 +109,10 @@ def require_source(session: Session, tenant_id: UUID, source: str) -> None:
     The answer is the same for an unknown tenant: no message learns which tenants exist.
     """
     bound = session.execute(
-        text("select 1 from core.sources where tenant_id = :tenant and source = :source"),
+        text(
+            "select 1 from core.sources s join core.tenants t on t.tenant_id = s.tenant_id "
+            "where s.tenant_id = :tenant and s.source = :source and t.closed_at is null"
+        ),
         {"tenant": tenant_id, "source": source},
     )
     if bound.scalar() is None:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.database import metadata
 
@@ -27,6 +28,7 @@ tenants = Table(
     Column("slug", Text, nullable=False, unique=True),
     Column("name", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("closed_at", DateTime(timezone=True)),
     CheckConstraint("slug ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="tenants_slug_check"),
     schema="core",
 )
@@ -87,3 +89,25 @@ sources = Table(
     schema="core",
 )
 """A source (one topic each) may speak for a tenant only when it is bound here."""
+
+ERASURE_STATES = ("closed", "erasing", "proving", "erased")
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("slug", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("before", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("deleted", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("erased_at", DateTime(timezone=True)),
+    Column("certificate", JSONB),
+    CheckConstraint(f"state in {ERASURE_STATES}", name="erasures_state_check"),
+    schema="core",
+)
+"""A tombstone for each tenant that was closed: it outlives the tenant, so that no late message brings anything back.
+
+`before` are rows by table and blobs when erasing began, `deleted` the rows that were taken out until now.
+"""

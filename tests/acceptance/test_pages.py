@@ -20,7 +20,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 from sqlalchemy import text
 
-from shared.conversations.runs import Answer, Citation, Lease, RunEvent, append_events, fail, finish, take_lease
+from shared.conversations.ending import fail, finish
+from shared.conversations.runs import Answer, Citation, Lease, RunEvent, append_events, take_lease
 from shared.database import tenant_session
 from shared.documents.completion import finish_version
 from shared.documents.ending import fail_version

@@ -23,11 +23,15 @@ TABLES = (
     "shared.messaging",
     "shared.tenants.tables",
     "shared.documents.tables",
+    "shared.documents.blob_tables",
     "shared.retrieval.tables",
+    "shared.retrieval.campaign_tables",
     "shared.conversations.tables",
     "shared.jobs.tables",
     "shared.web_sources.tables",
     "shared.money.tables",
+    "shared.tools.tables",
+    "shared.privacy.tables",
     "shared.dead_letters.tables",
     "shared.audit",
 )
@@ -35,6 +39,7 @@ TABLES = (
 PLATFORM = {
     "core.audit",
     "core.dead_letters",
+    "core.erasures",
     "core.job_runs",
     "core.prices",
     "core.provider_gates",

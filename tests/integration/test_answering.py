@@ -166,7 +166,7 @@ def test_a_redelivery_resumes_at_the_last_finished_step(tenant: Principal, fake_
     models.replies = ["„Der Antrag wird im Portal gestellt.“ [1]"]
     real_chat = models.chat
 
-    def cut(messages: list[dict[str, str]]) -> object:
+    def cut(messages: list[dict[str, str]], **_: object) -> object:
         yield "„Der An"
         raise TransientError("cut off")
 
@@ -217,7 +217,7 @@ def test_a_zombie_cannot_write(tenant: Principal, fake_services: Services) -> No
     assert isinstance(models, FakeModels)
     real_chat = models.chat
 
-    def overtaken(messages: list[dict[str, str]]) -> object:
+    def overtaken(messages: list[dict[str, str]], **_: object) -> object:
         _expire(command)
         models.chat = real_chat  # type: ignore[method-assign]
         models.replies = ["„Der Antrag wird im Portal gestellt.“ [1]"]
@@ -305,15 +305,15 @@ def test_an_unknown_failure_gives_the_run_back(tenant: Principal, fake_services:
     models = fake_services.models
     assert isinstance(models, FakeModels)
     models.replies = ["„Der Antrag wird im Portal gestellt.“ [1]"]
-    real_embed = models.embed
+    real_embed = models.embed_counted
 
     def broken(*_: object, **__: object) -> list[list[float]]:
         raise ZeroDivisionError
 
-    models.embed = broken  # type: ignore[method-assign]
+    models.embed_counted = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(ZeroDivisionError):
         answer_question(command, fake_services)
-    models.embed = real_embed  # type: ignore[method-assign]
+    models.embed_counted = real_embed  # type: ignore[method-assign]
     answer_question(command, fake_services)
     with tenant_session(tenant.tenant_id) as session:
         run = read_run(session, tenant, command.run_id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -13,6 +14,7 @@ from langgraph.checkpoint.conformance import checkpointer_test, validate
 from sqlalchemy.orm import Session
 
 from functions.agent.checkpointer import Checkpointer
+from shared.database import tenant_session
 from shared.errors import Superseded
 from shared.tenants.directory import Principal
 
@@ -38,13 +40,16 @@ def test_a_thread_of_another_tenant_is_not_there(make_tenant: Callable[..., Prin
 
 
 def test_a_refused_write_leaves_nothing(tenant: Principal) -> None:
-    """Who lost the run cannot store a step: the guard speaks in the same transaction."""
+    """Who lost the run cannot store a step: the refusal comes in the same transaction."""
 
-    def refuse(session: Session) -> None:
-        raise Superseded("somebody else holds the run")
+    @contextmanager
+    def refuse() -> Iterator[Session]:
+        with tenant_session(tenant.tenant_id) as session:
+            yield session
+            raise Superseded("somebody else holds the run")
 
     config: RunnableConfig = {"configurable": {"thread_id": str(uuid4()), "checkpoint_ns": ""}}
-    saver = Checkpointer(tenant.tenant_id, guard=refuse)
+    saver = Checkpointer(tenant.tenant_id, transaction=refuse)
     with pytest.raises(Superseded):
         saver.put(config, empty_checkpoint(), {"step": 0}, {})
     assert saver.get_tuple(config) is None

@@ -31,6 +31,7 @@ PYTHON = ROOT / (".venv-litellm/Scripts/python.exe" if sys.platform == "win32" e
 KEY = "sk-test-0123456789abcdef"
 PROVIDER_KEY = "sk-provider-0123456789"
 CHAT, EMBEDDINGS = "openai/some-chat-model", "openai/some-embedding-model"
+RERANKER = "hosted_vllm/some-reranker"
 SECRET = "Geheimnis-4711"
 PASSAGES = """<passages>
 <passage n="1" title="Wetter">
@@ -61,6 +62,9 @@ class StandIn:
             ]
             usage = {"prompt_tokens": 3, "total_tokens": 3}
             return 200, "application/json", json.dumps({"object": "list", "data": rows, "usage": usage}).encode()
+        if path.endswith("/rerank"):
+            rows = [{"index": i, "relevance_score": 1 / (1 + i)} for i in reversed(range(len(body["documents"])))]
+            return 200, "application/json", json.dumps({"results": rows, "usage": {"total_tokens": 9}}).encode()
         if body["messages"][-1]["content"].startswith("fail"):
             error = {"error": {"message": f"too many: {body['messages']}", "type": "rate_limit", "code": "429"}}
             return 429, "application/json", json.dumps(error).encode()
@@ -145,6 +149,8 @@ def service(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "EMBEDDINGS_MODEL": EMBEDDINGS,
         "EMBEDDINGS_DIM": "2",
         "EMBEDDINGS_API_BASE": f"{stand_in.url}/embed/v1",
+        "RERANK_MODEL": RERANKER,
+        "RERANK_API_BASE": f"{stand_in.url}/ranks",
         "TMPDIR": str(folder),
         "DEBUG": "true",
     }
@@ -357,6 +363,49 @@ def test_a_question_is_not_held_up_by_a_batch(service: Service) -> None:
     assert answered == 5
 
 
+@pytest.fixture(scope="module")
+def reranker(service: Service) -> Iterator[LiteLLM]:
+    """Our client of this proxy."""
+    values: dict[str, Any] = {"database_url": "postgresql+pg8000://u@h/db", "litellm_api_key": KEY}
+    models = LiteLLM(Settings(litellm_url=service.url, **values))
+    yield models
+    models._http.close()
+
+
+def test_the_bundled_reranker_puts_the_answer_first(service: Service, reranker: LiteLLM) -> None:
+    """Through the proxy's own /rerank, with its key: the document that answers, in any place among the others."""
+    documents = [
+        "# Wetter\nAm Montag regnet es im Norden. Der Wind weht schwach aus Südwest.",
+        "# Reisen\nReisekosten werden nach der Rückkehr abgerechnet.",
+        "# Urlaub\nVollzeitkräfte haben Anspruch auf 30 Arbeitstage Urlaub im Jahr. Resturlaub verfällt im März.",
+    ]
+    question = "Wie viele Urlaubstage haben Vollzeitkräfte?"
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        found = reranker.rerank(question, [documents[i] for i in order], model="sentences")
+        assert order[found.relevances.index(max(found.relevances))] == 2
+        assert max(found.relevances) > 0.5
+        assert found.tokens > 20
+    reply = service.client.post("/rerank", json={"model": "sentences", "query": question, "documents": documents})
+    assert float(reply.headers["x-litellm-response-cost"]) == 0
+
+
+def test_the_bundled_reranker_is_reached_only_through_the_proxy(service: Service) -> None:
+    """Its address without the key, or with another one, is closed."""
+    body = {"query": "q", "documents": ["a"]}
+    for key in ("", "Bearer sk-other", f"Basic {KEY}"):
+        assert httpx.post(f"{service.url}/noesis/rerank", json=body, headers={"Authorization": key}).status_code == 401
+    assert httpx.post(f"{service.url}/rerank", json={"model": "sentences"} | body).status_code == 401
+
+
+def test_another_reranker_is_reached_at_its_own_address(reranker: LiteLLM, stand_in: StandIn) -> None:
+    """RERANK_MODEL and RERANK_API_BASE; our keys stay here."""
+    stand_in.requests.clear()
+    found = reranker.rerank("q", ["a", "b", "c"], model=RERANKER)
+    assert (found.relevances, found.tokens) == ([1.0, 0.5, pytest.approx(1 / 3)], 9)
+    ((path, key, body),) = stand_in.requests
+    assert (path, key, body["documents"]) == ("/ranks/rerank", "Bearer none", ["a", "b", "c"])
+
+
 def test_two_settings_switch_to_another_provider(service: Service, stand_in: StandIn) -> None:
     """CHAT_MODEL and EMBEDDINGS_MODEL name models of a server that speaks OpenAI's protocol; nothing else changes."""
     stand_in.requests.clear()
@@ -377,7 +426,7 @@ def test_two_settings_switch_to_another_provider(service: Service, stand_in: Sta
 def test_a_models_own_name_is_listed(service: Service) -> None:
     """What can be called, and nothing else."""
     listed = {one["id"] for one in service.client.get("/v1/models").json()["data"]}
-    assert listed == {"use-v3", "e5-small", "extractive", CHAT, EMBEDDINGS}
+    assert listed == {"use-v3", "e5-small", "extractive", "sentences", CHAT, EMBEDDINGS, RERANKER}
 
 
 def test_a_providers_failure_arrives_with_its_status_and_once(service: Service, stand_in: StandIn) -> None:

@@ -432,7 +432,7 @@ def test_an_operator_sees_and_raises_a_limit(
     (woken,) = commands(bus)
     embed_chunks(woken, today)
     (line,) = [line for line in run("costs").splitlines() if payer.tenant_slug in line]
-    assert line.split()[2:] == ["1", "1", "4", "4", "1000000"]
+    assert line.split()[2:] == ["1", "1", "0", "4", "0", "4", "1000000"]
     with operator_session() as operator:
         actions = operator.execute(
             text(

@@ -5,85 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 
 from shared.database import operator_session, platform_session, tenant_session
-from shared.documents.completion import finish_version
 from shared.documents.ending import withdraw
-from shared.documents.intake import receive
-from shared.documents.storing import Batch, Content, NewChunk, store
-from shared.documents.vectors import chunks_without_vector, store_vectors, text_hash
 from shared.errors import PermanentError
-from shared.events import Access, DocumentSubmitted, DocumentWithdrawn
+from shared.events import Access, DocumentWithdrawn
 from shared.fakes import FakeBus, hashed_vector
+from shared.retrieval.passages import Passage
 from shared.retrieval.questions import Filters
-from shared.retrieval.search import Passage, Search, Tuning, search, search_explained
+from shared.retrieval.ranking import lexical_weight
+from shared.retrieval.search import search
 from shared.retrieval.spaces import active_space
 from shared.tenants.directory import Principal, add_member, add_to_group, memberships
-
-EVERYONE = Access()
+from tests.integration.search_material import explained, index, titles
 
 
 @pytest.fixture(autouse=True)
 def _bus(bus: FakeBus) -> None:
     """What is published goes nowhere."""
-
-
-def index(
-    tenant: Principal,
-    external_id: str,
-    *texts: str,
-    language: str = "de",
-    version: int = 1,
-    access: Access = EVERYONE,
-    collection: str = "default",
-    metadata: dict[str, str] | None = None,
-    headings: tuple[str, ...] = (),
-) -> UUID:
-    """Make a searchable document of these chunks, the way ingest and embed do; returns its id."""
-    event = DocumentSubmitted(
-        tenant_id=tenant.tenant_id,
-        external_id=external_id,
-        source_version=version,
-        content="",
-        access=access,
-        collection=collection,
-        metadata=metadata or {},
-    )
-    chunks = [NewChunk(t, text_hash(headings, t), 0, len(t), len(t.split()), language, headings, {}) for t in texts]
-    with tenant_session(tenant.tenant_id) as session:
-        reception = receive(session, event, "upstream")
-        content = Content(uuid4().hex, "", 1, "text/plain", language, "", chunks)
-        store(session, reception, content, event.traceparent, Batch(99, 9999))
-        space = active_space(session, tenant.tenant_id)
-        ids = session.scalars(
-            text("select chunk_id from rag.chunks where version_id = :v"), {"v": reception.version_id}
-        ).all()
-        missing = chunks_without_vector(session, tenant.tenant_id, reception.version_id, space.space_id, ids)
-        vectors = [hashed_vector(t, space.dimension) for _, t in missing]
-        store_vectors(session, tenant.tenant_id, space.space_id, [chunk_id for chunk_id, _ in missing], vectors)
-        finish_version(session, tenant.tenant_id, reception.version_id)
-    return reception.document_id
-
-
-def explained(who: Principal, question: str, filters: Filters | None = None, *, lexical_only: bool = False) -> Search:
-    """Search as a member; `lexical_only` takes the vectors out by asking for the opposite direction."""
-    with tenant_session(who.tenant_id) as session:
-        space = active_space(session, who.tenant_id)
-        vector = hashed_vector("nothing in particular" if lexical_only else question, space.dimension)
-        tuning = Tuning(lexical_weight=1.0) if lexical_only else Tuning()
-        return search_explained(
-            session, who.tenant_id, who.member_id, space, question, vector, top_k=10, filters=filters, tuning=tuning
-        )
-
-
-def titles(who: Principal, question: str, filters: Filters | None = None, *, lexical_only: bool = False) -> list[str]:
-    """External ids of what is found, best first; only lexical hits when asked for."""
-    found = explained(who, question, filters, lexical_only=lexical_only).passages
-    return [p.external_id for p in found if p.bm25 > 0 or not lexical_only]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +63,26 @@ def test_rare_words_weigh_more_than_common_ones(tenant: Principal) -> None:
         index(tenant, f"common-{number}", f"Vertrag Vertrag Vertrag Nummer {number}.")
     index(tenant, "right", "Im Vertrag steht Schlangenzüchter.")
     assert titles(tenant, "Vertrag Schlangenzüchter", lexical_only=True)[0] == "right"
+
+
+def test_a_word_that_comes_often_counts_more(tenant: Principal) -> None:
+    """Once, twice, three times, five times and more are told apart, among chunks of one length."""
+    others = ["Gebühr", "Termin", "Antrag", "Frist", "Zahlung", "Nachweis"]
+    for often in (1, 2, 3, 5):
+        index(tenant, f"{often} times", " ".join(["Vertrag"] * often + others[: 6 - often]))
+    index(tenant, "never", " ".join(others))
+    assert titles(tenant, "Vertrag", lexical_only=True) == ["5 times", "3 times", "2 times", "1 times"]
+
+
+def test_a_question_of_keywords_is_about_words(tenant: Principal) -> None:
+    """Without function words BM25 weighs twice as much beside the cosine."""
+    index(tenant, "d", "Urlaub im Betrieb.")
+    with tenant_session(tenant.tenant_id) as session:
+        weight = lexical_weight(active_space(session, tenant.tenant_id))
+    for question, factor in (("Urlaub Betrieb", 2.0), ("Wie ist der Urlaub im Betrieb?", 1.0)):
+        (found,) = explained(tenant, question).passages
+        assert found.bm25 > 0
+        assert found.score == pytest.approx(found.similarity + factor * weight * found.bm25)
 
 
 def test_a_german_function_word_is_no_english_search_word(tenant: Principal) -> None:

@@ -16,7 +16,8 @@ from shared.jobs.leases import Lease, Progress
 from shared.retrieval import indexes, probing, statistics
 from shared.retrieval.indexes import Corpus
 from shared.retrieval.questions import Filters
-from shared.retrieval.search import Search, Tuning, search_explained
+from shared.retrieval.ranking import Tuning
+from shared.retrieval.search import Search, search_explained
 from shared.retrieval.spaces import Space, active_space
 from shared.services import Services
 from shared.tenants.directory import Principal

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from io import BytesIO
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -19,6 +21,7 @@ from shared.database import tenant_session
 from shared.documents.ending import fail_version
 from shared.documents.intake import receive
 from shared.documents.storing import Batch, Content, NewChunk, store
+from shared.documents.waiting import Cause, go_on, wait_for
 from shared.errors import PermanentError
 from shared.events import Access, DocumentSubmitted
 from shared.fakes import FakeBus, FakeStorage
@@ -26,6 +29,7 @@ from shared.services import Services
 from shared.settings import load_settings
 from shared.tenants.directory import Principal
 from web import authentication, create_app
+from web.words import page_words
 
 LIMIT = 100_000
 
@@ -135,7 +139,7 @@ def test_an_oversized_upload_gets_413_with_what_to_do(
     problem = answer.get_json()
     assert (problem["reason"], problem["detail"]) == ("too-large", "Die Datei ist größer als 97,7 kB.")
     assert "Teilen Sie sie" in problem["next_action"]
-    assert len(storage.blobs) == len(bus.published) == 1
+    assert len(storage.blobs_by_key) == len(bus.published) == 1
 
 
 def test_an_upload_of_nothing_is_refused(app: Flask, tenant: Principal, bus: FakeBus) -> None:
@@ -196,3 +200,24 @@ def test_documents_and_passages_of_others_do_not_exist(
     assert stranger.get(f"/documents/{document}").status_code == 404
     assert stranger.get(f"/chunks/{chunk}").status_code == 404
     assert stranger.get("/documents").get_json() == {"documents": []}
+
+
+def test_what_a_document_waits_for_is_told_with_its_end(app: Flask, tenant: Principal) -> None:
+    """Cause and time go to the page, which has words for every cause; once it goes on, nothing is said."""
+    client = signed_in(app, tenant)
+    document = upload(client, b"text", "waits.txt").json
+    assert document is not None
+    event = DocumentSubmitted(tenant_id=tenant.tenant_id, external_id="waits.txt", source_version=1, content="dGV4dA==")
+    with tenant_session(tenant.tenant_id) as session:
+        reception = receive(session, event, "upload")
+        until = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+        wait_for(session, tenant.tenant_id, reception.version_id, "budget", until)
+    rows = client.get("/documents").json
+    assert rows is not None
+    shown = next(row for row in rows["documents"] if row["file"] == "waits.txt")
+    assert (shown["waiting"], shown["waiting_until"]) == ("budget", until.isoformat())
+    with app.test_request_context():
+        assert {f"waiting.{cause}" for cause in get_args(Cause)} <= page_words().keys()
+    with tenant_session(tenant.tenant_id) as session:
+        go_on(session, tenant.tenant_id, reception.version_id)
+    assert client.get(f"/documents/{shown['id']}").json["waiting"] is None  # type: ignore[index]

@@ -12,9 +12,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.wrappers import Response
 
-from shared.conversations.runs import Answer, Citation, Lease, RunEvent, append_events, fail, finish, take_lease
+from shared.conversations.ending import fail, finish
+from shared.conversations.feedback import rating_of
+from shared.conversations.runs import Answer, Citation, Lease, RunEvent, append_events, take_lease
 from shared.database import tenant_session
+from shared.documents.intake import receive
 from shared.errors import PermanentError
+from shared.events import DocumentSubmitted
 from shared.fakes import FakeBus, FakeStorage
 from shared.services import Services
 from shared.settings import load_settings
@@ -63,7 +67,11 @@ def tell(held: Lease, *events: RunEvent) -> None:
 
 def answered(held: Lease, seq: int, text: str = "30 days [1].") -> None:
     """Finish the run."""
-    proof = Citation(1, uuid4(), uuid4(), uuid4(), "Leave", ("III", "14"), 7, "30 days", 5, 12)
+    submitted = DocumentSubmitted(tenant_id=held.tenant_id, external_id=str(held.run_id), content="")
+    with tenant_session(held.tenant_id) as session:
+        # An answer that quotes a document which is not there (any more) is withheld.
+        document_id = receive(session, submitted, "upstream").document_id
+    proof = Citation(1, document_id, uuid4(), uuid4(), "Leave", ("III", "14"), 7, "30 days", 5, 12)
     with tenant_session(held.tenant_id) as session:
         finish(session, held, Answer(text, False, (proof,), "extractive", 1, 1), seq)
 
@@ -191,3 +199,49 @@ def test_recent_questions_are_listed_newest_first(app: Flask, tenant: Principal)
     runs = client.get("/runs").get_json()["runs"]
     assert [(run["id"], run["state"]) for run in runs] == [(str(second), "queued"), (str(first), "answered")]
     assert "answer" not in runs[0]
+
+
+def test_a_question_is_cancelled_by_who_asked(app: Flask, make_tenant: Callable[..., Principal], bus: FakeBus) -> None:
+    """The page's stream ends with it; nobody else's question can be stopped."""
+    one, two = make_tenant(), make_tenant()
+    client = signed_in(app, one)
+    run_id = ask(client)
+    held = lease(one, run_id)
+    tell(held, RunEvent(1, "step", {"name": "retrieve"}))
+    assert signed_in(app, two).post(f"/runs/{run_id}/cancel").status_code == 404
+    assert client.post(f"/runs/{run_id}/cancel").get_json()["state"] == "cancelled"
+    assert client.post(f"/runs/{run_id}/cancel").get_json()["state"] == "cancelled"
+    stream = client.get(f"/runs/{run_id}/events").text
+    assert "event: cancelled" in stream
+    assert client.get(f"/runs/{run_id}").get_json()["message"]
+
+
+def test_an_answer_is_judged_by_who_asked(app: Flask, make_tenant: Callable[..., Principal]) -> None:
+    """Up or down with a comment, the last word counts; what is not answered or not theirs cannot be judged."""
+    one, two = make_tenant(), make_tenant()
+    client = signed_in(app, one)
+    run_id = ask(client)
+    early = client.put(f"/runs/{run_id}/feedback", json={"rating": "up"})
+    assert early.get_json()["type"] == "urn:noesis2:problem:not-answered"
+    held = lease(one, run_id)
+    with tenant_session(one.tenant_id) as session:
+        finish(session, held, Answer("Nothing.", True, (), "extractive", 1, 1), 1)
+    for rating in ("up", "down"):
+        given = client.put(f"/runs/{run_id}/feedback", json={"rating": rating, "comment": "so"})
+        assert given.get_json() == {"rating": rating}
+    assert client.put(f"/runs/{run_id}/feedback", json={"rating": "sideways"}).status_code == 400
+    assert signed_in(app, two).put(f"/runs/{run_id}/feedback", json={"rating": "up"}).status_code == 404
+    with tenant_session(one.tenant_id) as session:
+        assert rating_of(session, one, run_id) == "down"
+
+
+def test_a_question_continues_its_conversation(app: Flask, make_tenant: Callable[..., Principal]) -> None:
+    """By its id, which the run carries; a wrong one is refused."""
+    client = signed_in(app, make_tenant())
+    first = client.get(f"/runs/{ask(client)}").get_json()
+    body = {"question": "And then?", "conversation_id": first["conversation_id"]}
+    second = client.post("/questions", json=body)
+    assert second.get_json()["conversation_id"] == first["conversation_id"]
+    for wrong in ("nonsense", str(uuid4())):
+        answer = client.post("/questions", json=body | {"conversation_id": wrong})
+        assert answer.status_code in (400, 404, 422)

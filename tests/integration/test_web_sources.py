@@ -258,12 +258,12 @@ def test_what_did_not_change_costs_nothing(reader: Principal, world: Services, b
     before, models = documents(reader), world.models
     assert isinstance(models, FakeModels)
     assert isinstance(world.storage, FakeStorage)
-    paid, blobs = len(models.embedded), len(world.storage.blobs)
+    paid, blobs = len(models.embedded), len(world.storage.blobs_by_key)
     make_due(reader, url)
     visit_all(world, bus, reader)
     assert site.asked.count("/a") == 2
     assert documents(reader) == before
-    assert (len(models.embedded), len(world.storage.blobs)) == (paid, blobs)
+    assert (len(models.embedded), len(world.storage.blobs_by_key)) == (paid, blobs)
     assert pages(reader)[url].later
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.agent.citations import Verified, find_quote, verify
+from functions.agent.citations import Verified, find_quote, foreign_language, placed, verify
 from functions.agent.state import PassageState
 
 LABEL = "(nicht belegt)"
@@ -209,13 +209,13 @@ def test_the_same_place_has_one_number() -> None:
 def test_marks_out_of_range_prove_nothing(mark: str) -> None:
     """A passage that was not given cannot be cited."""
     verified = _verify(f"„Der Jahresurlaub beträgt 30 Arbeitstage“ {mark}.")
-    assert verified == Verified(f"„Der Jahresurlaub beträgt 30 Arbeitstage“ {LABEL}.", (), 1)
+    assert verified == Verified(f"„Der Jahresurlaub beträgt 30 Arbeitstage“ {LABEL}.", (), 1, ("wrong-number",))
 
 
 def test_an_answer_without_marks_is_not_proven() -> None:
     """However true it is: without a citation nobody can check it."""
     verified = _verify("Der Jahresurlaub beträgt 30 Arbeitstage.")
-    assert verified == Verified(f"Der Jahresurlaub beträgt 30 Arbeitstage. {LABEL}", (), 1)
+    assert verified == Verified(f"Der Jahresurlaub beträgt 30 Arbeitstage. {LABEL}", (), 1, ("unmarked",))
 
 
 @pytest.mark.parametrize("answer", ["", " \n ", ".", "—"])
@@ -298,3 +298,81 @@ def test_ten_thousand_characters_take_linear_time(piece: str) -> None:
     seconds(1000)
     assert seconds(10_000) < 1
     assert seconds(20_000) < 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "finding"),
+    [
+        ("„Der Jahresurlaub beträgt 40 Arbeitstage“ [1].", "altered-number"),
+        ("Der Jahresurlaub beträgt 40 Arbeitstage [1].", "altered-number"),
+        ("§ 9 sagt: „Der Jahresurlaub beträgt 30 Arbeitstage“ und das 17 Mal [1].", "altered-number"),
+        ("„Alle Beschäftigten erhalten einen Dienstwagen“ [1].", "invented"),
+        ("„Der Jahresurlaub beträgt 30 Never open the housing“ [1].", "mixed-sources"),
+        ("„Der Jahresurlaub beträgt 30 Arbeitstage“ [2].", "wrong-number"),
+        ("„Der Jahresurlaub beträgt 30 Arbeitstage“ [8].", "wrong-number"),
+        ("The pump must be serviced every 500 operating hours [1].", "wrong-number"),
+        ("Die Kantine bietet vegetarische Gerichte [1].", "unsupported"),
+        ("Die Kantine bietet vegetarische Gerichte.", "unmarked"),
+        ("„Der Jahresurlaub beträgt 30 Arbeitstage“ [1]. Die Kantine bietet vegetarische Gerichte.", "unmarked"),
+        ("Die Kantine bietet vegetarische Gerichte. Der Jahresurlaub beträgt 30 Arbeitstage [1].", "unmarked"),
+    ],
+)
+def test_what_is_wrong_with_a_claim_is_named(answer: str, finding: str) -> None:
+    """Invented, altered number, mixed sources, wrong [n], unsupported, no mark: labelled, and said which it was."""
+    verified = _verify(answer)
+    assert verified.findings == (finding,)
+    assert LABEL in verified.text
+
+
+def test_a_claim_may_rest_on_two_sources() -> None:
+    """Each quotation stands in one of the cited passages; both are cited."""
+    verified = _verify("„Der Jahresurlaub beträgt 30 Arbeitstage“, but “24 months” of warranty [1][2].")
+    assert verified.findings == ()
+    assert [citation["passage"] for citation in verified.citations] == [1, 2]
+
+
+def test_sentences_that_are_true_need_no_mark_beside_others() -> None:
+    """Beside proven claims a sentence that a passage carries stays as it is; so do questions and lead-ins."""
+    answer = (
+        "Dazu steht Folgendes:\n„Der Jahresurlaub beträgt 30 Arbeitstage“ [1]. Der Faktor beträgt 2,5 beim Zuschuss?"
+    )
+    verified = _verify(answer)
+    assert verified.findings == ()
+    assert verified.text == answer
+
+
+def test_the_result_of_a_tool_proves_and_is_named() -> None:
+    """It is no document: the claim keeps its proof, and no citation opens."""
+    result = _passage(3, "<tool_result>60</tool_result>", "calculate") | {"chunk_id": "", "tool": "calculate"}
+    verified = verify("Das Ergebnis ist 60 [3]. Das Ergebnis ist 61 [3].", (*PASSAGES, result), LABEL)
+    assert verified.text == f"Das Ergebnis ist 60 (calculate). Das Ergebnis ist 61 {LABEL}."
+    assert (verified.results, verified.citations) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("draft", "language", "foreign"),
+    [
+        ("Employees have a right to this: „30 Arbeitstage Urlaub im Jahr“ [1].", "de", True),
+        ("Die Beschäftigten haben ein Recht: “30 days of leave and more” [1].", "de", False),
+        ("„30 Arbeitstage Urlaub im Jahr“ [1].", "en", False),
+        ("30 [1].", "de", False),
+    ],
+)
+def test_the_language_of_an_answer_is_that_of_its_own_words(draft: str, language: str, foreign: bool) -> None:
+    """What it quotes is the document's; too few words tell nothing."""
+    assert foreign_language(draft, language) is foreign
+
+
+def test_a_quotation_in_a_widened_passage_is_cited_from_its_chunk() -> None:
+    """Offsets count in the chunk that has most of it, and the quotation ends where the chunk does."""
+    text = "Erster Absatz hier. Zweiter Absatz dort."
+    passage = _passage(1, text)
+    passage["chunk_id"] = "b"
+    passage["parts"] = [
+        {"chunk_id": "a", "start": 0, "end": 19, "heading_path": ["A"], "page_starts": [[1, 0]]},
+        {"chunk_id": "b", "start": 20, "end": 40, "heading_path": ["B"], "page_starts": [[2, 0]]},
+    ]
+    found = placed(passage, 20, 34)
+    assert (found.chunk_id, found.start, found.end, found.quote, found.page) == ("b", 0, 14, "Zweiter Absatz", 2)
+    across = placed(passage, 7, 27)
+    assert (across.chunk_id, across.quote, across.heading_path) == ("a", "Absatz hier.", ("A",))

@@ -41,6 +41,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     """The door's verifier; `test_push` holds what the real one promises."""
     made = Gate()
     monkeypatch.setattr(doors, "_verifier", lambda: made)
+    monkeypatch.setattr(doors, "policy_of", lambda tenant_id: tracing.STRICT)
     return made
 
 

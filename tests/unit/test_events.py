@@ -19,6 +19,7 @@ from shared.events import (
     MESSAGES,
     AnswerQuestion,
     AnswerReady,
+    BudgetNearlySpent,
     DocumentFailed,
     DocumentIndexed,
     DocumentRemoved,
@@ -85,6 +86,7 @@ GOLDEN: dict[tuple[str, int], tuple[str, set[str], set[str]]] = {
         set(),
     ),
     ("answer-ready", 1): ("answers", {"tenant_id", "run_id", "conversation_id", "state"}, set()),
+    ("budget-nearly-spent", 1): ("budgets", {"tenant_id", "period", "starts_at", "limit_eur", "used_eur"}, set()),
 }
 """The contract with everyone outside. A new optional field is added here; nothing is taken away or required later."""
 
@@ -128,6 +130,9 @@ EXAMPLES: tuple[Message, ...] = (
     ),
     DocumentRemoved(tenant_id=TENANT, source="web", external_id="2", source_version=1, document_id=uuid4()),
     AnswerReady(tenant_id=TENANT, run_id=uuid4(), conversation_id=uuid4(), state="answered"),
+    BudgetNearlySpent(
+        tenant_id=TENANT, period="day", starts_at=datetime(2026, 11, 21, tzinfo=UTC), limit_eur="5", used_eur="4.1"
+    ),
 )
 
 

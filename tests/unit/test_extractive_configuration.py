@@ -61,14 +61,30 @@ def test_two_settings_add_the_models() -> None:
     assert entry(config, "use-v3") == {"model": "noesis/use-v3"}
 
 
+def test_a_campaign_finds_further_models_at_their_providers() -> None:
+    """MORE_EMBEDDINGS_MODELS: each where its provider is, none at the address of EMBEDDINGS_MODEL, none twice."""
+    settings = {
+        "EMBEDDINGS_MODEL": "openai/own",
+        "EMBEDDINGS_API_BASE": "http://own:8080/v1",
+        "MORE_EMBEDDINGS_MODELS": "voyage/voyage-3, openai/text-embedding-3-small,use-v3,openai/own,",
+    }
+    config = proxy_config(BASE, settings)
+    assert entry(config, "voyage/voyage-3") == {"model": "voyage/voyage-3"}
+    assert entry(config, "openai/text-embedding-3-small") == {"model": "openai/text-embedding-3-small"}
+    assert entry(config, "openai/own")["api_base"] == "http://own:8080/v1"
+    names = [known["model_name"] for known in config["model_list"]]
+    assert len(names) == len(set(names))
+
+
 def test_bundled_names_are_not_added_twice() -> None:
     """The defaults name bundled models; one model for both settings is one entry."""
-    assert (
-        proxy_config(BASE, {"CHAT_MODEL": "extractive", "EMBEDDINGS_MODEL": "use-v3"})["model_list"]
-        == BASE["model_list"]
-    )
+    bundled = proxy_config(BASE, {})["model_list"]
+    assert bundled[:-1] == BASE["model_list"]
+    assert bundled[-1]["model_name"] == "sentences"
+    defaults = {"CHAT_MODEL": "extractive", "EMBEDDINGS_MODEL": "use-v3", "RERANK_MODEL": "sentences"}
+    assert proxy_config(BASE, defaults)["model_list"] == bundled
     both = proxy_config(BASE, {"CHAT_MODEL": "openai/x", "EMBEDDINGS_MODEL": "openai/x"})
-    assert len(both["model_list"]) == len(BASE["model_list"]) + 1
+    assert len(both["model_list"]) == len(bundled) + 1
 
 
 def test_no_key_is_written_and_none_goes_to_another_address() -> None:

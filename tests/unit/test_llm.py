@@ -449,7 +449,7 @@ def test_abandoning_a_stream_gives_its_connection_back(proxy: Proxy, models: Lit
 
 def test_the_proxy_is_told_where_another_embedding_server_is(proxy: Proxy) -> None:
     """EMBEDDINGS_API_BASE travels with the request."""
-    models = _models(proxy.url, embeddings_api_base="http://127.0.0.1:9")
+    models = _models(proxy.url, embeddings_model="use-v3", embeddings_api_base="http://127.0.0.1:9")
     proxy.json(_vectors([1, 0]))
     _embed(models, "x")
     assert proxy.bodies[0]["api_base"] == "http://127.0.0.1:9"

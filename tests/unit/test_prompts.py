@@ -119,3 +119,18 @@ def test_the_agents_own_sentences_cite_nothing(language: str) -> None:
         assert not re.search(r"\[\d+\]", sentence)
     assert no_evidence_text("de") != no_evidence_text("en")
     assert unproven_label("de") != unproven_label("en")
+
+
+RELEASED = {
+    "answer": "answer-1:91bd31b9",
+    "contextualise": "contextualise-1:13c81756",
+    "language": "language-1:159a7f50",
+    "last": "last-1:6fd2832c",
+    "tools": "tools-1:0f603fc0",
+    "widen": "widen-1:c9573bf9",
+}
+
+
+def test_a_changed_prompt_has_a_new_number() -> None:
+    """Runs name the prompts they used: the same name and number is the same text for ever."""
+    assert {name: prompts.prompt(name).tag for name in prompts.NAMES} == RELEASED

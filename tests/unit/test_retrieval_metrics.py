@@ -13,8 +13,8 @@ from shared.errors import PermanentError
 from shared.retrieval import golden, metrics
 from shared.retrieval.evidence import calibrate, has_evidence
 from shared.retrieval.indexes import Corpus, plan
+from shared.retrieval.passages import Passage
 from shared.retrieval.questions import Filters, checked_filters, language_of
-from shared.retrieval.search import Passage
 from shared.retrieval.spaces import Space
 from shared.retrieval.statements import index_name, search_sql
 

@@ -2,121 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
+import io
 import os
-import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID, uuid4
 
-import google_crc32c
 import pytest
 
 from shared.errors import PermanentError, SettingsError
 from shared.fakes import FakeStorage
 from shared.settings import Settings
 from shared.storage import CloudStorage, FolderStorage, Storage, make_storage
+from tests.cloud_storage import BUCKET, Cloud
 
 TENANT, OTHER = uuid4(), uuid4()
 LIMIT = 1_000_000
-BUCKET = "noesis-blobs"
-
-
-class Cloud:
-    """As much of Cloud Storage's JSON API as the product uses, at the wire; objects are {name: bytes}."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.uploads: list[dict[str, list[str]]] = []
-        self.ranges: list[str] = []
-        self.failures = 0
-        cloud = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                parts = urlsplit(self.path)
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert parts.path == f"/upload/storage/v1/b/{BUCKET}/o"
-                query = parse_qs(parts.query)
-                cloud.uploads.append(query)
-                if cloud.failures:
-                    cloud.failures -= 1
-                    return self.answer(503, b"{}")
-                name, data, stated = cloud.parts(self.headers["Content-Type"], body)
-                if query.get("ifGenerationMatch") == ["0"] and name in cloud.objects:
-                    return self.answer(412, b'{"error": {"code": 412, "message": "conditionNotMet"}}')
-                assert stated == cloud.crc32c(data)
-                cloud.objects[name] = data
-                answer = {"name": name, "bucket": BUCKET, "size": str(len(data)), "crc32c": stated}
-                return self.answer(200, json.dumps(answer).encode())
-
-            def do_GET(self) -> None:
-                if urlsplit(self.path).path == f"/storage/v1/b/{BUCKET}":
-                    # Google's client asks for the bucket by itself, in the background; our accounts may not read it.
-                    return self.answer(403, b'{"error": {"code": 403, "message": "forbidden"}}')
-                found = re.fullmatch(rf"/download/storage/v1/b/{BUCKET}/o/([^/?]+)", urlsplit(self.path).path)
-                assert found, self.path
-                cloud.ranges.append(self.headers.get("Range", ""))
-                data = cloud.objects.get(unquote(found.group(1)))
-                if data is None:
-                    return self.answer(404, b"No such object")
-                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
-                assert wanted
-                start, end = int(wanted.group(1)), min(int(wanted.group(2)), len(data) - 1)
-                if start >= len(data):
-                    return self.answer(416, b"", **{"Content-Range": f"bytes */{len(data)}"})
-                hashes = {"X-Goog-Hash": f"crc32c={cloud.crc32c(data)}"}
-                return self.answer(
-                    206, data[start : end + 1], **{"Content-Range": f"bytes {start}-{end}/{len(data)}"}, **hashes
-                )
-
-            def answer(self, status: int, body: bytes, **headers: str) -> None:
-                self.send_response(status)
-                for key, value in ({"Content-Length": str(len(body))} | headers).items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @staticmethod
-    def crc32c(data: bytes) -> str:
-        return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
-
-    @staticmethod
-    def parts(content_type: str, body: bytes) -> tuple[str, bytes, str]:
-        """Name, bytes and stated checksum of a multipart upload."""
-        boundary = re.search(rb"boundary=[\"']?([^\"';]+)", content_type.encode())
-        assert boundary
-        _, metadata, media, end = (part for part in body.split(b"--" + boundary.group(1)))
-        assert end.strip() == b"--"
-        stated: dict[str, Any] = json.loads(metadata.partition(b"\r\n\r\n")[2])
-        return stated["name"], media.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n"), stated["crc32c"]
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     """A small Cloud Storage on loopback; STORAGE_EMULATOR_HOST is how Google's client finds it."""
-    made = Cloud()
+    made = Cloud(page=3)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", made.url)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "noesis-local")
     yield made
@@ -294,3 +205,146 @@ def test_the_setting_chooses_the_store(cloud: Cloud, tmp_path: Path) -> None:
     for bad in ("", "/var/blobs", "file://host/blobs", "s3://bucket", "http://bucket"):
         with pytest.raises(SettingsError, match="BLOB_URL"):
             make_storage(_settings(bad))
+
+
+def test_bytes_that_are_sent_again_are_new_again(store: Storage) -> None:
+    """Whoever is about to delete what was there before finds that it is no longer as it was seen."""
+    uri = store.put(TENANT, b"text")
+    seen = store.find(TENANT, uri)
+    assert seen is not None
+    assert (seen.key, seen.size) == (f"{TENANT}/{hashlib.sha256(b'text').hexdigest()}", 4)
+    assert abs(seen.changed_at - datetime.now(UTC)) < timedelta(minutes=1)
+    assert store.put(TENANT, b"text") == uri
+    assert store.delete(seen) is False
+    again = store.find(TENANT, uri)
+    assert again is not None
+    assert again.version != seen.version
+    renewed = store.refresh(TENANT, uri)
+    assert renewed is not None
+    assert renewed == store.find(TENANT, uri) != again
+    assert (store.delete(again), store.delete(renewed), store.delete(renewed)) == (False, True, False)
+    assert store.find(TENANT, uri) is None
+    assert store.refresh(TENANT, uri) is None
+    assert store.get(TENANT, store.put(TENANT, b"text"), LIMIT) == b"text"
+
+
+def test_every_blob_is_listed_in_order(store: Storage) -> None:
+    """Of one tenant or of all, by pages, from any key on; nothing else that lies there."""
+    keys = sorted(store.put(t, bytes([n]))[-101:] for t in (TENANT, OTHER) for n in range(8))
+    assert [blob.key for blob in store.blobs()] == keys
+    assert [blob.key for blob in store.blobs(after=keys[4])] == keys[5:]
+    assert [blob.key for blob in store.blobs(TENANT)] == [key for key in keys if key.startswith(str(TENANT))]
+    assert list(store.blobs(uuid4())) == []
+
+
+def test_erasing_a_tenant_leaves_the_others(store: Storage) -> None:
+    """Everything below the prefix goes, twice does no harm, and the other tenant keeps its own."""
+    kept = store.put(OTHER, b"theirs")
+    for n in range(5):
+        store.put(TENANT, b"x" * (n + 1))
+    assert sorted(store.erase(TENANT)) == [1, 2, 3, 4, 5]
+    assert list(store.erase(TENANT)) == []
+    assert list(store.blobs(TENANT)) == []
+    assert store.get(OTHER, kept, LIMIT) == b"theirs"
+
+
+def test_files_go_in_without_being_in_memory(store: Storage) -> None:
+    """In pieces, in a resumable upload where the cloud asks for one; the address is that of the same bytes put."""
+    data = os.urandom(1000) * 9_500  # above the 8 MiB of one request
+    uri = store.put_file(TENANT, io.BytesIO(data))
+    assert uri.endswith(hashlib.sha256(data).hexdigest())
+    assert store.put_file(TENANT, io.BytesIO(data)) == uri
+    assert b"".join(store.read(TENANT, uri)) == data
+    with pytest.raises(PermanentError, match="no such blob"):
+        list(store.read(TENANT, uri[:-64] + "0" * 64))
+
+
+def test_bytes_that_are_not_their_name_are_refused(tmp_path: Path, cloud: Cloud) -> None:
+    """Damaged on the disk, or uploaded under a name that is not their own: nobody ever reads them as the real ones."""
+    folder, bucket = FolderStorage(tmp_path.as_uri()), CloudStorage(f"gs://{BUCKET}")
+    name = f"{TENANT}/{hashlib.sha256(b'genuine').hexdigest()}"
+    (tmp_path / str(TENANT)).mkdir()
+    (tmp_path / name).write_bytes(b"another")
+    cloud.store(name, b"another")
+    for store in (folder, bucket):
+        assert _refused(store, TENANT, store.uri(TENANT, name[-64:])) == "blob-corrupt"
+    # In the cloud, where a member may send bytes to a signed address, the right ones take the place back.
+    assert bucket.get(TENANT, bucket.put(TENANT, b"genuine"), LIMIT) == b"genuine"
+    bucket._bucket.client.close()
+
+
+def test_old_generations_go_with_the_tenant(cloud: Cloud) -> None:
+    """A bucket that keeps versions keeps none of an erased tenant's."""
+    cloud.versioning = True
+    store = CloudStorage(f"gs://{BUCKET}")
+    uri = store.put(TENANT, b"text")
+    seen = store.find(TENANT, uri)
+    assert seen is not None
+    assert store.delete(seen)
+    store.put(TENANT, b"text")
+    store.put(OTHER, b"text")
+    assert len(list(store.erase(TENANT))) == 2
+    assert (cloud.old, len(cloud.live)) == ([], 1)
+    store._bucket.client.close()
+
+
+def test_a_renewal_that_comes_too_often_counts_as_done(cloud: Cloud) -> None:
+    """An object bears one change a second; refused for that, somebody else has just renewed it."""
+    store = CloudStorage(f"gs://{BUCKET}")
+    uri = store.put(TENANT, b"text")
+    cloud.busy = 1
+    assert store.put(TENANT, b"text") == uri
+    assert cloud.busy == 0
+    store._bucket.client.close()
+
+
+def test_drafts_of_the_killed_are_tidied_up(tmp_path: Path) -> None:
+    """What a writer left half written goes after a while, what one is writing stays."""
+    store = FolderStorage(tmp_path.as_uri())
+    uri = store.put(TENANT, b"text")
+    draft = tmp_path / str(TENANT) / ".draft"
+    draft.write_bytes(b"ha")
+    now = datetime.now(UTC)
+    assert store.tidy(now - timedelta(days=1)) == 0
+    assert store.tidy(now + timedelta(minutes=1)) == 1
+    assert _files(tmp_path) == [uri[-64:]]
+
+
+@pytest.mark.parametrize("kind", ["folder", "cloud", "fake"])
+def test_a_delete_never_hits_what_was_just_stored(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """In every round one deletes what it saw while the other stores the same bytes: whoever is first, they are there
+    afterwards."""
+    store: Storage
+    if kind == "cloud":
+        request.getfixturevalue("cloud")
+        store = CloudStorage(f"gs://{BUCKET}")
+    else:
+        store = FolderStorage(tmp_path.as_uri()) if kind == "folder" else FakeStorage()
+    rounds = 100 if kind == "cloud" else 1000
+    together = threading.Barrier(2, timeout=30)
+    deleted: list[bool] = []
+
+    def collect() -> None:
+        for _ in range(rounds):
+            (seen,) = store.blobs(TENANT)
+            together.wait()
+            deleted.append(store.delete(seen))
+            together.wait()
+
+    uri = store.put(TENANT, b"the same bytes")
+    with ThreadPoolExecutor(1) as pool:
+        collector = pool.submit(collect)
+        try:
+            for _ in range(rounds):
+                together.wait()
+                assert store.put(TENANT, b"the same bytes") == uri
+                assert store.get(TENANT, uri, LIMIT) == b"the same bytes"
+                together.wait()
+                assert store.get(TENANT, uri, LIMIT) == b"the same bytes"
+        except BaseException:
+            together.abort()
+            raise
+        collector.result()
+    assert len(deleted) == rounds
+    if isinstance(store, CloudStorage):
+        store._bucket.client.close()

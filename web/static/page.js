@@ -128,7 +128,7 @@ function clearResult(question) {
   draft = "";
   $("asked").textContent = question;
   for (const id of ["steps", "answer"]) $(id).replaceChildren();
-  for (const id of ["notice", "sources"]) $(id).hidden = true;
+  for (const id of ["notice", "sources", "stop", "judge"]) $(id).hidden = true;
   $("notice").className = "notice";
   $("result").hidden = false;
   $("answer").className = "answer";
@@ -160,7 +160,7 @@ function showRun(run) {
   const answer = $("answer");
   answer.removeAttribute("aria-busy");
   $("steps").replaceChildren();
-  $("notice").hidden = true;
+  for (const id of ["notice", "stop", "judge"]) $(id).hidden = true;
   $("status").textContent = "";
   answer.classList.remove("draft");
   if (run.state !== "answered") return showFailure(run);
@@ -170,6 +170,55 @@ function showRun(run) {
   $("status").textContent = say(run.no_evidence ? "no-evidence" : "answered");
   $("sources").hidden = run.citations.length === 0;
   $("sources").querySelector("ol").replaceChildren(...run.citations.map(sourceRow));
+  showJudging();
+}
+
+// ---- Stopping and judging
+
+async function stop() {
+  $("stop").disabled = true;
+  try {
+    const run = await call(`/runs/${current.id}/cancel`, { method: "POST" });
+    if (current.id === run.id) showRun(run);
+    listRuns();
+  } catch (refused) {
+    notice(refused.message, refused.advice, "failed");
+  } finally {
+    $("stop").disabled = false;
+  }
+}
+
+function showJudging() {
+  $("judge").hidden = false;
+  $("judge-comment").hidden = true;
+  $("comment").value = "";
+  $("judge-title").textContent = say("judge");
+  for (const button of $("judge").querySelectorAll("button[value]")) button.setAttribute("aria-pressed", "false");
+}
+
+async function judge(rating) {
+  const run = current;
+  try {
+    await call(`/runs/${run.id}/feedback`, {
+      method: "PUT",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ rating, comment: $("comment").value }),
+    });
+    if (current !== run) return;
+    for (const button of $("judge").querySelectorAll("button[value]")) {
+      button.setAttribute("aria-pressed", String(button.value === rating));
+    }
+    $("judge-comment").hidden = rating !== "down" || $("comment").value !== "";
+    $("judge-title").textContent = say("judged");
+  } catch (refused) {
+    notice(refused.message, refused.advice, "failed");
+  }
+}
+
+function showWaiting(cause) {
+  const label = words[`waits.${cause}`] || say("queued");
+  $("steps").replaceChildren(element("li", { "aria-current": "step", "data-waiting": true }, label));
+  $("status").textContent = label;
 }
 
 function sourceRow(citation) {
@@ -191,10 +240,12 @@ function sourceRow(citation) {
 
 function showFailure(run) {
   $("answer").replaceChildren();
-  notice(say("failed"), [run.message, run.next_action].filter(Boolean).join(" "), "failed");
+  const why = [run.message, run.next_action].filter(Boolean);
+  if (run.state === "cancelled") notice(why[0], why[1], "plain");
+  else notice(say("failed"), why.join(" "), "failed");
   const again = () => ask(run.question);
   $("notice").append(" ", element("button", { type: "button", class: "quiet", onclick: again }, say("retry")));
-  $("status").textContent = `${say("failed")} ${run.message}`;
+  $("status").textContent = $("notice").textContent;
 }
 
 function follow(run, after = 0) {
@@ -223,8 +274,12 @@ function follow(run, after = 0) {
     draft = "";
     paintDraft();
   });
+  on("waiting", (data) => showWaiting(data.for));
+  on("approval-requested", () => showWaiting("approval"));
   on("answer", finish);
   on("failed", finish);
+  on("cancelled", finish);
+  $("stop").hidden = false;
   source.addEventListener("error", () => {
     // The browser reconnects by itself while it is CONNECTING (the normal end of a stream); a refused one is ours.
     if (source !== stream || source.readyState !== EventSource.CLOSED) return;
@@ -429,9 +484,19 @@ document.addEventListener("keydown", (event) => {
 
 const shown = new Map(); // document id -> [row, what it shows], so that a refresh touches only what changed
 
+const clock = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", day: "numeric", month: "short" });
+
+function waitsFor(document) {
+  const what = words[`waiting.${document.waiting}`];
+  if (!what || !document.waiting_until) return what;
+  return say("waiting.until", { what, time: clock.format(new Date(document.waiting_until)) });
+}
+
 function describe(document) {
   const counts = { done: document.chunks_done, all: document.chunks };
   const partly = document.chunks > 0 && document.chunks_done < document.chunks;
+  const waits = waitsFor(document);
+  if (waits) return [waits, document.state === "ingested" ? counts : null];
   if (document.state === "ingested") return [say("state.ingested", counts), counts];
   if (document.state === "searchable" && document.reason) return [say("state.searchable-failed"), null];
   if (document.state === "searchable" && partly) return [say("state.searchable-new", counts), counts];
@@ -447,7 +512,31 @@ function documentRow(document) {
   if (document.reason) {
     row.append(element("p", { class: "why" }, document.message, " ", element("span", {}, document.next_action)));
   }
+  if ("curates" in $("documents").dataset) row.append(deleteButton(document));
   return row;
+}
+
+function deleteButton(document) {
+  const label = say("delete", { title: document.title });
+  const ask = () => confirm(say("delete-sure", { title: document.title })) && change(document, "delete");
+  return element("button", { class: "quiet delete", type: "button", "aria-label": label, title: label, onclick: ask }, "×");
+}
+
+async function change(document, act) {
+  const told = $("deleted");
+  try {
+    await call(`/documents/${document.id}/${act}`, { method: "POST" });
+    told.replaceChildren();
+    if (act === "delete") {
+      const restore = () => change(document, "restore");
+      const undo = element("button", { class: "quiet", type: "button", onclick: restore }, say("restore"));
+      told.append(say("deleted", { title: document.title }), " ", undo);
+    }
+  } catch (refused) {
+    told.replaceChildren(refused.message);
+  }
+  told.hidden = !told.hasChildNodes();
+  refreshDocuments();
 }
 
 function paintDocuments(documents) {
@@ -506,34 +595,59 @@ function refuseUpload(row, message, advice) {
   );
 }
 
-function send(file, row) {
+// Larger files go where web says, instead of through its memory: to the bucket itself, or to web's own disk.
+const LARGE = 512 * 1024;
+
+async function send(file, row) {
   const state = row.querySelector(".state");
   const progress = element("progress", { max: 100, value: 0, "aria-label": file.name });
   row.append(progress);
-  return new Promise((done) => {
-    const form = new FormData();
-    form.append("file", file);
+  const told = (event) => {
+    progress.value = event.total ? Math.round((100 * event.loaded) / event.total) : 0;
+    state.textContent = say("state.uploading", { percent: progress.value });
+  };
+  try {
+    if (file.size > LARGE && globalThis.crypto?.subtle) await sendLarge(file, told);
+    else {
+      const form = new FormData();
+      form.append("file", file);
+      await transmit("POST", "/documents", { "X-CSRF-Token": token, Accept: "application/json" }, form, told);
+    }
+    row.remove();
+  } catch (refusal) {
+    refuseUpload(row, refusal instanceof Refused ? refusal.message : say("unexpected"), refusal.advice || "");
+  }
+}
+
+async function sendLarge(file, told) {
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+  const sha256 = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const announced = { file_name: file.name, bytes: file.size, sha256, media_type: file.type };
+  const headers = { "Content-Type": "application/json" };
+  const address = await call("/uploads", { method: "POST", headers, body: JSON.stringify(announced) });
+  try {
+    await transmit(address.method, address.url, address.headers, file, told);
+  } catch (refusal) {
+    if (refusal.status !== 412) throw refusal; // 412: the bucket has these very bytes already
+  }
+  await call(address.submitted, { method: "POST" });
+}
+
+function transmit(method, path, headers, body, told) {
+  return new Promise((done, refuse) => {
     // fetch() tells nothing about what has been sent so far.
     const request = new XMLHttpRequest();
-    request.open("POST", "/documents");
-    request.setRequestHeader("X-CSRF-Token", token);
-    request.setRequestHeader("Accept", "application/json");
+    request.open(method, path);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
     request.responseType = "json";
-    request.upload.addEventListener("progress", (event) => {
-      progress.value = event.total ? Math.round((100 * event.loaded) / event.total) : 0;
-      state.textContent = say("state.uploading", { percent: progress.value });
-    });
+    request.upload.addEventListener("progress", told);
     request.addEventListener("load", () => {
       if (request.status === 401) location.assign("/");
-      if (request.status === 201) row.remove();
-      else refuseUpload(row, request.response?.detail || say("unexpected"), request.response?.next_action || "");
-      done();
+      if (request.status >= 200 && request.status < 300) done();
+      else refuse(new Refused(request.status, request.response || {}));
     });
-    request.addEventListener("error", () => {
-      refuseUpload(row, say("offline"), "");
-      done();
-    });
-    request.send(form);
+    request.addEventListener("error", () => refuse(new Refused(0, { detail: say("offline") })));
+    request.send(body);
   });
 }
 
@@ -589,6 +703,15 @@ addEventListener("drop", (event) => {
 
 // ---- Start ---------------------------------------------------------------------------------------------------------
 
+$("stop").addEventListener("click", stop);
+$("judge").addEventListener("click", (event) => {
+  const chosen = event.target.closest("button[value]");
+  if (chosen) judge(chosen.value);
+});
+$("judge").addEventListener("submit", (event) => {
+  event.preventDefault();
+  judge("down");
+});
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!$("send").disabled) ask($("question").value);

@@ -6,21 +6,25 @@ from dataclasses import replace
 
 from functions.ingest.parsing.document import Attachment, Block, Box, Page, ParsedDocument
 from functions.ingest.parsing.language import language_of
+from functions.ingest.parsing.ocr import Recogniser
 from functions.ingest.parsing.reasons import failure
 from functions.ingest.parsing.sniffing import CSV, DOCX, EML, HTML, MARKDOWN, PDF, PPTX, XLSX, Sniffed, sniff
 
 __all__ = ["Attachment", "Block", "Box", "Page", "ParsedDocument", "parse"]
 
 
-def parse(data: bytes, *, name: str = "", media_type: str | None = None) -> ParsedDocument:
+def parse(
+    data: bytes, *, name: str = "", media_type: str | None = None, recogniser: Recogniser | None = None
+) -> ParsedDocument:
     """The text of `data` with its structure and positions; the type is found by content.
 
-    `name` and `media_type` only decide between kinds of text. Raises `PermanentError` with a code of
-    `parsing.reasons`; whatever a hostile file may do to time and memory is for `parsing.sandbox`.
+    `name` and `media_type` only decide between kinds of text; scanned pages are read by the `recogniser`. Raises
+    `PermanentError` with a code of `parsing.reasons`; whatever a hostile file may do to time and memory is for
+    `parsing.sandbox`.
     """
     sniffed = sniff(data, name, media_type)
     try:
-        parsed = _parse_as(sniffed, data)
+        parsed = _parse_as(sniffed, data, recogniser)
     except RecursionError as error:
         raise failure("too-deep", "parts inside each other") from error
     if not parsed.text and not parsed.children:
@@ -30,13 +34,13 @@ def parse(data: bytes, *, name: str = "", media_type: str | None = None) -> Pars
     return replace(parsed, language=language_of(parsed.text, parsed.language))
 
 
-def _parse_as(sniffed: Sniffed, data: bytes) -> ParsedDocument:
+def _parse_as(sniffed: Sniffed, data: bytes, recogniser: Recogniser | None) -> ParsedDocument:
     """Imports are late: a worker that only ever sees Markdown never loads pdfium or the office libraries."""
     match sniffed.media_type:
         case kind if kind == PDF:
             from functions.ingest.parsing.pdf import parse_pdf
 
-            return parse_pdf(data)
+            return parse_pdf(data, recogniser)
         case kind if kind == DOCX:
             from functions.ingest.parsing.docx import parse_docx
 

@@ -13,7 +13,9 @@ import signal
 import socket
 import struct
 import sys
+import time
 from types import TracebackType
+from typing import Any
 
 from shared.errors import PermanentError
 
@@ -21,6 +23,8 @@ from shared.errors import PermanentError
 FRAME = struct.Struct(">IQ")
 _LARGEST_FILE = 128 * 1024 * 1024
 """Bytes of a temporary file: the language model unpacks into one of 68 MB, nothing else writes."""
+_RECOGNITION = 0.7
+"""Share of a document's time that text recognition may take."""
 _GRACE = 5
 """Seconds after the parent's own limit: only needed when the parent is gone."""
 
@@ -52,7 +56,7 @@ def serve(connection: socket.socket) -> None:
         data = receive(connection, length)
         _limit(head["seconds"], head["memory"])
         try:
-            answer, body = _answer(bytes(data), head["name"], head["media_type"])
+            answer, body = _answer(bytes(data), head)
         except MemoryError:
             # What led here is freed by now; a process that ran out once is not used again.
             answer, body = {"reason": "parse-memory", "done": True}, b""
@@ -72,11 +76,18 @@ def _report_death(connection: socket.socket) -> None:
     sys.excepthook = report
 
 
-def _answer(data: bytes, name: str, media_type: str | None) -> tuple[dict[str, object], bytes]:
+def _answer(data: bytes, head: dict[str, Any]) -> tuple[dict[str, object], bytes]:
     from functions.ingest.parsing import parse, wire
+    from functions.ingest.parsing.ocr import Recogniser
 
+    # What is recognised by then is better than nothing: the rest of the time is for putting it together.
+    until = time.monotonic() + head["seconds"] * _RECOGNITION
+    recogniser = None
+    if head["recogniser"]:
+        program, languages = head["recogniser"]
+        recogniser = Recogniser(program, languages, until)
     try:
-        return {}, wire.encode(parse(data, name=name, media_type=media_type))
+        return {}, wire.encode(parse(data, name=head["name"], media_type=head["media_type"], recogniser=recogniser))
     except PermanentError as error:
         return {"reason": error.reason, "message": error.message, "next_action": error.next_action}, b""
     except RecursionError:

@@ -15,6 +15,7 @@ from pypdfium2 import raw
 from functions.ingest.parsing.assembly import Assembly, clean, table_text
 from functions.ingest.parsing.document import Box, Page, ParsedDocument
 from functions.ingest.parsing.layout import Line, Titles, heading_sizes, paragraphs
+from functions.ingest.parsing.ocr import Recogniser, recognise
 from functions.ingest.parsing.reasons import failure
 from functions.ingest.parsing.ruling import Sheet, draws, sheet_of
 from functions.ingest.parsing.sniffing import PDF
@@ -34,12 +35,15 @@ _PDFIUM = threading.Lock()
 """pdfium is not safe to use from two threads, not even with two documents (fpdfview.h)."""
 
 
-def parse_pdf(data: bytes) -> ParsedDocument:
-    """The document; "encrypted", "corrupt", "too-many-pages", or "no-text" when there is none to be had."""
+def parse_pdf(data: bytes, recogniser: Recogniser | None = None) -> ParsedDocument:
+    """The document; "encrypted", "corrupt", "too-many-pages", or "no-text" when there is none to be had.
+
+    With a recogniser, pages that are only pictures are read by it.
+    """
     with _PDFIUM:
         document = _open(data)
         try:
-            return _parse(document)
+            return _parse(document, recogniser)
         finally:
             document.close()
 
@@ -58,9 +62,9 @@ def _open(data: bytes) -> pdfium.PdfDocument:
     return document
 
 
-def _parse(document: pdfium.PdfDocument) -> ParsedDocument:
+def _parse(document: pdfium.PdfDocument, recogniser: Recogniser | None) -> ParsedDocument:
     assembly = Assembly()
-    sheets = _sheets(document, assembly)
+    sheets = _sheets(document, assembly, recogniser)
     outline = _outline(document)
     sizes = {} if outline else heading_sizes(lines for _, sheet in sheets for lines, _ in sheet)
     pages = []
@@ -91,7 +95,9 @@ def _printed_table(rows: list[Row], page: int) -> tuple[str, list[Box]]:
     return "\n".join(lines), boxes
 
 
-def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page, Sheet]]:
+def _sheets(
+    document: pdfium.PdfDocument, assembly: Assembly, recogniser: Recogniser | None
+) -> list[tuple[Page, Sheet]]:
     """Every readable page with its lines and tables; what cannot be read, or was only scanned, is noted.
 
     Pages are opened by the bare functions of pdfium: the comfort of pypdfium2's objects costs a tenth of the time.
@@ -106,15 +112,29 @@ def _sheets(document: pdfium.PdfDocument, assembly: Assembly) -> list[tuple[Page
         try:
             sheet = _read(page)
             width, height = raw.FPDF_GetPageWidthF(page), raw.FPDF_GetPageHeightF(page)
-            if not sheet and _has_image(page):
-                assembly.warn("pages-without-text")
+            scanned = not sheet and _has_image(page)
         finally:
             raw.FPDF_ClosePage(page)
+        if scanned:
+            sheet = _scanned(document, index, assembly, recogniser)
         label = _label(document, index) if labelled else None
         sheets.append((Page(index + 1, 0, 0, round(width, 1), round(height, 1), label), sheet))
     if not sheets:
         raise failure("corrupt", "PDF")
     return sheets
+
+
+def _scanned(document: pdfium.PdfDocument, index: int, assembly: Assembly, recogniser: Recogniser | None) -> Sheet:
+    """What text recognition makes of a page without text."""
+    lines: list[Line] | None = None
+    if recogniser is not None:
+        page = document[index]
+        try:
+            lines = recognise(page, recogniser)
+        finally:
+            page.close()
+    assembly.warn("pages-without-text" if lines is None else "pages-recognised")
+    return [(lines, [])] if lines else []
 
 
 def _read(page: raw.FPDF_PAGE) -> Sheet:

@@ -61,6 +61,7 @@ REASONS: dict[str, Reason] = {
 WARNINGS: dict[str, str] = {
     "pages-unreadable": "Some pages could not be read and were left out.",
     "pages-without-text": "Some pages have no text layer (scanned?) and were left out.",
+    "pages-recognised": "Some pages were scanned; their text was recognised and may hold mistakes.",
     "hidden-sheets": "Hidden sheets were left out.",
     "cells-cut": "Rows or columns beyond the limit of a sheet were left out.",
     "undecodable-text": "Some characters could not be decoded and were replaced.",

@@ -22,6 +22,7 @@ from typing import Any
 from functions.ingest.parsing import wire
 from functions.ingest.parsing.child import FRAME
 from functions.ingest.parsing.document import ParsedDocument
+from functions.ingest.parsing.ocr import Recogniser
 from functions.ingest.parsing.reasons import REASONS, failure
 from shared.errors import PermanentError
 
@@ -100,7 +101,7 @@ class _Child:
         self._socket.close()
         # Not Popen.kill(): that collects a dead child first, and its memory figure would be lost.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)  # text recognition is a process of its own in its group
         try:
             _, status, usage = os.wait4(self._process.pid, 0)
         except ChildProcessError:  # a parent that ignores SIGCHLD has its children collected by the kernel
@@ -115,14 +116,26 @@ _lock = threading.Lock()
 
 
 def parse_in_child(
-    data: bytes, *, name: str = "", media_type: str | None = None, seconds: float = 60, memory_mb: int = 1024
+    data: bytes,
+    *,
+    name: str = "",
+    media_type: str | None = None,
+    seconds: float = 60,
+    memory_mb: int = 1024,
+    recogniser: Recogniser | None = None,
 ) -> ParsedDocument:
     """`parsing.parse` in a child process: the same values and errors, and it always comes back.
 
     `seconds` is wall time, `memory_mb` the address space of the child. Raises what `parse` raises, "parse-timeout",
     "parse-memory" and "parse-crash". Safe to call from several threads.
     """
-    head = {"name": name, "media_type": media_type, "seconds": seconds, "memory": memory_mb * 1024 * 1024}
+    head = {
+        "name": name,
+        "media_type": media_type,
+        "seconds": seconds,
+        "memory": memory_mb * 1024 * 1024,
+        "recogniser": [recogniser.program, recogniser.languages] if recogniser else None,
+    }
     child = _take()
     used = child.served > 0
     try:

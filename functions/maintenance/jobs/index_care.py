@@ -42,6 +42,5 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
             counts["dropped"] += 1
             yield Progress(len(tenants) + counts["dropped"], total, dict(counts))
         for corpus in plan.build:
-            indexes.build(owner, corpus)
-            counts["built"] += 1
+            counts["built"] += indexes.build_once(owner, corpus)
             yield Progress(len(tenants) + counts["dropped"] + counts["built"], total, dict(counts))

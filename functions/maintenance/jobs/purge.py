@@ -34,6 +34,22 @@ RULES: dict[str, tuple[str, str]] = {
         "on r.tenant_id = e.tenant_id and r.run_id = e.run_id "
         "where r.finished_at < now() - cast(:age as interval) limit :limit)",
     ),
+    # Replies of models: what counts of them stands in the answer, what they cost in the ledger.
+    "model_calls": (
+        "30 days",
+        "delete from core.model_calls where (tenant_id, run_id, call_key) in ("
+        "select m.tenant_id, m.run_id, m.call_key from core.model_calls m join core.runs r "
+        "on r.tenant_id = m.tenant_id and r.run_id = m.run_id "
+        "where r.finished_at < now() - cast(:age as interval) limit :limit)",
+    ),
+    # Which tools a run used stays on record; what they told it does not.
+    "tool_results": (
+        "30 days",
+        "update core.tool_calls set result = null, arguments = '{}' where (tenant_id, run_id, call_key) in ("
+        "select t.tenant_id, t.run_id, t.call_key from core.tool_calls t join core.runs r "
+        "on r.tenant_id = t.tenant_id and r.run_id = t.run_id "
+        "where t.result is not null and r.finished_at < now() - cast(:age as interval) limit :limit)",
+    ),
     "checkpoint_writes": (
         "30 days",
         "delete from core.checkpoint_writes w using ("

@@ -19,6 +19,7 @@ from shared.messaging import flush_stale, publish, send_command
 from shared.money.ledger import release_expired
 from shared.retrieval.spaces import live_spaces
 from shared.services import Services
+from shared.tools.approvals import expire_due
 
 STUCK_RUN = "2 minutes"
 """A queued run older than this lost its message: a delivery takes seconds, a first retry 30."""
@@ -36,7 +37,8 @@ SLICE = 20
 def run(lease: Lease, services: Services) -> Iterator[Progress]:
     """Flush the outbox; dispatch runs and jobs without a worker, embedding batches that are missing.
 
-    Also gives back what dead workers had reserved, and turns that nobody passed on.
+    Also gives back what dead workers had reserved, and turns that nobody passed on; approvals that nobody gave in
+    their time expire, so that their runs go on without.
 
     Raises TransientError when the bus does not take the outbox.
     """
@@ -44,6 +46,7 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     with operator_session() as session:
         counts["reservations"] = release_expired(session, services.settings.noesis_stage, services.clock.now())
     counts["turns"] = sweep_turns(services.settings.documents_in_progress)
+    counts["approvals"] = expire_due()
     yield Progress(1, 4, counts)
     with operator_session() as session:
         runs = _runs_without_worker(session)
@@ -71,7 +74,10 @@ def _runs_without_worker(session: Session) -> list[tuple[UUID, UUID, int, str]]:
         text(
             "select tenant_id, run_id, epoch, traceparent from core.runs "
             "where (state = 'running' and lease_until < now()) "
-            "or (state = 'queued' and created_at < now() - cast(:age as interval)) order by created_at limit :limit"
+            "or (state = 'queued' and created_at < now() - cast(:age as interval)) "
+            # What waits for a time has a message of its own that comes then; this one is for those that were lost.
+            "or (state = 'waiting' and waiting_for <> 'approval' and waiting_until < now() - cast(:age as interval)) "
+            "order by created_at limit :limit"
         ),
         {"age": STUCK_RUN, "limit": LIMIT},
     )

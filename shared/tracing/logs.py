@@ -1,4 +1,4 @@
-"""Logs and traces: one JSON line an event, bound to the tenant and the W3C trace of the message at hand.
+"""Logs: one JSON line an event, bound to the tenant and the W3C trace of the message at hand.
 
 Log lines carry ids and codes, never the content of documents, questions or answers. What slips in all the same is
 masked where it leaves (`shared.masking`), and of an exception only its kind and its place are told: its text may
@@ -11,35 +11,15 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
 
 from shared.errors import NoesisError
-from shared.masking import mask
-
-_context: ContextVar[dict[str, str] | None] = ContextVar("trace", default=None)
+from shared.tracing.context import fields_bound, policy
 
 _LEVELS = {"WARNING": "WARNING", "ERROR": "ERROR", "CRITICAL": "CRITICAL", "DEBUG": "DEBUG", "INFO": "INFO"}
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
-
-@contextmanager
-def bound(**fields: str) -> Iterator[None]:
-    """Every log line inside carries these fields; `traceparent` becomes what an outgoing call should continue."""
-    token = _context.set({**(_context.get() or {}), **fields})
-    try:
-        yield
-    finally:
-        _context.reset(token)
-
-
-def current(field: str) -> str:
-    """A bound field, or an empty string."""
-    return (_context.get() or {}).get(field, "")
 
 
 class JsonLines(logging.Formatter):
@@ -47,7 +27,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON, masked."""
-        fields = dict(_context.get() or {})
+        fields = fields_bound()
         traceparent = fields.pop("traceparent", "")
         line: dict[str, Any] = {
             "severity": _LEVELS.get(record.levelname, "DEFAULT"),
@@ -99,7 +79,7 @@ def _kind(value: object) -> object:
 
 def _safe(value: object) -> str:
     # A lone surrogate cannot be written; the stream would fail and logging would print the whole record instead.
-    return mask(str(_kind(value)).encode("utf-8", "replace").decode("utf-8"))
+    return policy().mask(str(_kind(value)).encode("utf-8", "replace").decode("utf-8"))
 
 
 def _frames(traceback: TracebackType | None) -> list[str]:

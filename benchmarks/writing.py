@@ -1,0 +1,248 @@
+"""Rows a second through the product's write path against raw COPY BINARY of the same rows, in one run.
+
+    python -m benchmarks.writing [--chunks 4000]
+
+A PostgreSQL of its own with the real schema. Chunks and vectors are written as ingest and embed write them: as the
+application role, under row-level security, with every key, index and foreign key, in transactions of a document and a
+batch. The peer is the owner's COPY BINARY of the same rows into tables of the same columns and indexes, without foreign
+keys and row-level security, in transactions of the same size. Chunks are written twice: without the words that lexical
+search needs (our trigger off), and with them, where the peer has what full text search in PostgreSQL needs instead: a
+generated tsvector with a GIN index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.pool import NullPool
+
+from local import postgres
+from shared.documents.storing import CHUNK_COLUMNS, NewChunk
+
+DOCUMENT, BATCH, DIMENSION = 40, 128, 512
+
+
+def texts(count: int) -> list[str]:
+    """Chunks of real laws, or of words from a list of our own where the laws are absent."""
+    from functions.ingest.chunking import chunk_document
+    from functions.ingest.parsing import parse
+
+    shared = Path(os.environ.get("NOESIS_SHARED") or Path(__file__).parents[1].parent / "shared")
+    found: list[str] = []
+    for path in sorted((shared / "data/laws").glob("*.md")):
+        found += [
+            chunk.text for chunk in chunk_document(parse(path.read_bytes(), name=path.name), size=800, overlap=80)
+        ]
+        if len(found) >= count:
+            return found[:count]
+    draw = random.Random(1337)
+    words = [f"wort{n}" for n in range(5_000)]
+    return found + [" ".join(draw.choices(words, k=450)) for _ in range(count - len(found))]
+
+
+def binary(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Rows in COPY's binary format (PostgreSQL manual, COPY, "Binary Format")."""
+    out = io.BytesIO()
+    out.write(b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0))
+    for row in rows:
+        out.write(struct.pack(">h", len(row)))
+        for value in row:
+            packed = _packed(value)
+            out.write(struct.pack(">i", len(packed)) + packed)
+    out.write(struct.pack(">h", -1))
+    return out.getvalue()
+
+
+def _packed(value: Any) -> bytes:
+    if isinstance(value, UUID):
+        return value.bytes
+    if isinstance(value, int):
+        return struct.pack(">i", value)
+    if isinstance(value, dict):
+        return b"\x01" + json.dumps(value, ensure_ascii=False).encode()
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return struct.pack(f">hh{len(value)}f", len(value), 0, *value)
+    if isinstance(value, list):
+        packed = [str(item).encode() for item in value]
+        head = struct.pack(">iii", 1 if packed else 0, 0, 25) + (struct.pack(">ii", len(packed), 1) if packed else b"")
+        return head + b"".join(struct.pack(">i", len(item)) + item for item in packed)
+    return str(value).encode()
+
+
+def copy_binary(owner: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """The physical limit: one COPY BINARY."""
+    driver = owner.connection.driver_connection
+    assert driver is not None
+    cursor = driver.cursor()
+    cursor.execute(f"copy {table} ({', '.join(columns)}) from stdin (format binary)", stream=io.BytesIO(binary(rows)))
+    cursor.close()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(owner: Connection, count: int) -> None:
+    from shared import database, messaging
+    from shared.database import operator_session, tenant_session
+    from shared.documents.intake import Reception, receive
+    from shared.documents.storing import Batch, Content, store
+    from shared.documents.vectors import store_vectors, text_hash
+    from shared.events import DocumentSubmitted, new_traceparent
+    from shared.fakes import FakeBus
+    from shared.retrieval.spaces import activate_first, ensure_space
+    from shared.tenants.directory import create_tenant
+
+    messaging.use_bus(FakeBus())
+    with operator_session() as session:
+        tenant = create_tenant(session, f"bench-{uuid4().hex[:8]}", "Bench", "admin@bench.example")
+        space = ensure_space(session, "bench", DIMENSION)
+        activate_first(session, tenant.tenant_id, space)
+    draw = random.Random(1337)
+    chunks = [
+        NewChunk(body, text_hash((), body), 0, len(body), 800, "de", ("Gesetz", f"§ {n}"), {"page_starts": []})
+        for n, body in enumerate(texts(count))
+    ]
+    vectors = [[draw.gauss(0, 1) for _ in range(DIMENSION)] for _ in chunks]
+
+    def received(name: str) -> list[tuple[Reception, list[NewChunk]]]:
+        receptions = []
+        for begun in range(0, count, DOCUMENT):
+            event = DocumentSubmitted(
+                tenant_id=tenant.tenant_id, external_id=f"{name}{begun}", source_version=1, content="eA==",
+                occurred_at=datetime.now(UTC),
+            )  # fmt: skip
+            with tenant_session(tenant.tenant_id) as session:
+                receptions.append((receive(session, event, "upstream"), chunks[begun : begun + DOCUMENT]))
+        return receptions
+
+    def write_chunks(receptions: list[tuple[Reception, list[NewChunk]]]) -> None:
+        for reception, own in receptions:
+            content = Content("0" * 64, "file:///x", 1, "text/plain", "de", "Gesetz", own)
+            with tenant_session(tenant.tenant_id) as session:
+                store(session, reception, content, new_traceparent(), Batch(BATCH, 100_000))
+
+    wordless, worded = received("a"), received("b")
+    owner.execute(text("alter table rag.chunks disable trigger index_terms"))
+    owner.commit()
+    ours = seconds(lambda: write_chunks(wordless))
+    owner.execute(text("alter table rag.chunks enable trigger index_terms"))
+    owner.commit()
+    ours_with_words = seconds(lambda: write_chunks(worded))
+    stored = owner.execute(
+        text(
+            f"select {', '.join(CHUNK_COLUMNS)} from rag.chunks where tenant_id = :t "
+            "and version_id = any(cast(:v as uuid[])) order by version_id, ordinal"
+        ),
+        {"t": tenant.tenant_id, "v": "{" + ",".join(str(one.version_id) for one, _ in worded) + "}"},
+    ).all()
+    rows = [list(row) for row in stored]
+    ids = [row.chunk_id for row in stored]
+
+    def write_vectors() -> None:
+        for begun in range(0, count, BATCH):
+            with tenant_session(tenant.tenant_id) as session:
+                part = slice(begun, begun + BATCH)
+                store_vectors(session, tenant.tenant_id, space.space_id, ids[part], vectors[part])
+
+    vectors_ours = seconds(write_vectors)
+    owner.rollback()
+    peer = Peer(owner)
+    theirs = seconds(lambda: peer.write("chunks", CHUNK_COLUMNS, rows, DOCUMENT))
+    embedded = [[tenant.tenant_id, space.space_id, id_, vector] for id_, vector in zip(ids, vectors, strict=True)]
+    columns = ("tenant_id", "space_id", "chunk_id", "embedding")
+    vectors_theirs = seconds(lambda: peer.write("embeddings", columns, embedded, BATCH))
+    theirs_with_words = seconds(lambda: peer.write("worded", CHUNK_COLUMNS, rows, DOCUMENT))
+    report("chunks, rows only", count, ours, theirs)
+    report("chunks with words", count, ours_with_words, theirs_with_words)
+    report("vectors", count, vectors_ours, vectors_theirs)
+    report("rows together", 2 * count, ours + vectors_ours, theirs + vectors_theirs)
+    database.forget_engines()
+
+
+class Peer:
+    """Tables of the same columns and indexes in a schema of their own."""
+
+    def __init__(self, owner: Connection) -> None:
+        self._owner = owner
+        owner.execute(text("create schema bench"))
+        for table in ("chunks", "embeddings"):
+            owner.execute(text(f"create table bench.{table} (like rag.{table} including all)"))
+        owner.execute(text("create table bench.worded (like rag.chunks including all)"))
+        words = "to_tsvector('german', array_to_text(heading_path) || ' ' || text)"
+        owner.execute(
+            text(
+                "create function bench.array_to_text(parts text[]) returns text language sql immutable "
+                "as $$ select array_to_string(parts, ' ') $$"
+            )
+        )
+        words = words.replace("array_to_text", "bench.array_to_text")
+        owner.execute(text(f"alter table bench.worded add words tsvector generated always as ({words}) stored"))
+        owner.execute(text("create index on bench.worded using gin (words) with (fastupdate = off)"))
+        owner.commit()
+
+    def write(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], size: int) -> None:
+        for begun in range(0, len(rows), size):
+            copy_binary(self._owner, f"bench.{table}", columns, rows[begun : begun + size])
+            self._owner.commit()
+
+
+def report(name: str, rows: int, ours: float, theirs: float) -> None:
+    rates = f"ours {rows / ours:8.0f} rows/s   COPY BINARY {rows / theirs:8.0f} rows/s"
+    print(f"{name:<18} {rates}   ratio {theirs / ours:5.2f}")
+
+
+def main() -> None:
+    """Print both rates and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, default=4_000)
+    count = parser.parse_args().chunks
+    with (
+        tempfile.TemporaryDirectory() as home,
+        postgres.temporary(postgres.EMBEDDED) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        urls = prepare(server)
+        patch.setenv("NOESIS_HOME", home)
+        patch.setenv("DATABASE_URL", urls["noesis_app"])
+        patch.setenv("OPERATOR_DATABASE_URL", urls["noesis_operator"])
+        patch.setenv("LITELLM_MASTER_KEY", "bench")
+        engine = create_engine(urls["noesis_owner"], poolclass=NullPool)
+        with engine.connect() as owner:
+            measure(owner, count)
+        engine.dispose()
+
+
+def prepare(server: postgres.Server) -> dict[str, str]:
+    """Roles, database and schema; the URL of each role."""
+    from schema import migrate
+    from schema.roles import APPLICATION, OPERATOR, OWNER, bootstrap
+
+    passwords = {role: uuid4().hex for role in (OWNER, APPLICATION, OPERATOR)}
+    bootstrap(server.admin_dsn, passwords)
+    urls = {
+        role: f"postgresql+pg8000://{role}:{password}@{server.host}:{server.port}/noesis2"
+        for role, password in passwords.items()
+    }
+    migrate.upgrade(urls[OWNER])
+    return urls
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The driver as we drive it: one round trip a statement, and never another statement's answer."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from shared.database import application_engine, call_alone, tenant_session
+from shared.tenants.directory import Principal
+
+
+def test_a_failed_statement_leaves_the_next_one_its_own_answer(tenant: Principal) -> None:
+    """PARSE, BIND and EXECUTE go out together: whichever of them the server refuses, the rest is skipped up to SYNC."""
+    engine = application_engine()
+    failing = ("select cast(:x as integer) / 0", "select nothing from :x", "select 1 from missing where :x = 1")
+    with engine.connect() as connection:
+        for number, statement in enumerate(failing):
+            with pytest.raises(DBAPIError):
+                connection.execute(text(statement), {"x": 1})
+            connection.rollback()
+            assert connection.execute(text("select cast(:x as integer)"), {"x": number}).scalar_one() == number
+
+
+def test_what_is_longer_than_a_buffer_comes_back_whole(tenant: Principal) -> None:
+    """Bytes, text and percent signs, in one statement and as a transaction of its own."""
+    body = bytes(range(256)) * 400
+    found = call_alone("select %s::bytea", [body])
+    assert bytes(found) == body
+    with tenant_session(tenant.tenant_id) as session:
+        value = session.execute(text("select cast(:a as text) || '%'"), {"a": "ä" * 50_000}).scalar_one()
+    assert value == "ä" * 50_000 + "%"
+
+
+def test_a_statement_alone_is_committed_and_binds_nobody_else(tenant: Principal) -> None:
+    """The tenant it was told holds for its transaction only; the connection goes back as it was."""
+    bound = call_alone("select set_config('app.tenant_id', %s::text, true)", [str(tenant.tenant_id)])
+    assert bound == str(tenant.tenant_id)
+    with application_engine().connect() as connection:
+        assert not connection.execute(text("select current_setting('app.tenant_id', true)")).scalar()
+    with tenant_session(uuid4()) as session:
+        assert session.execute(text("select count(*) from core.conversations")).scalar_one() == 0
