@@ -103,10 +103,12 @@ def run_graph(work: Work) -> tuple[RunState, bool]:
     if not fresh:
         snapshot = graph.get_state(config)
         if snapshot.created_at is not None:
-            if not snapshot.next:
+            # Not `next`: it leaves out a node whose stored resumption died before its step was kept.
+            pending = [task.name for task in snapshot.tasks]
+            if not pending:
                 return snapshot.values, False
             # Giving the input again would begin anew on half a state (FACTS).
-            start = Command(resume=True) if "approve" in snapshot.next else None
+            start = Command(resume=True) if "approve" in pending else None
             if start is not None and not _decided(work, snapshot.values):
                 return snapshot.values, True
     state = graph.invoke(start, config, durability="sync")
