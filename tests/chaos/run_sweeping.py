@@ -34,6 +34,7 @@ from shared.tools.cases import put_case
 from tests.chaos.crash_points import Point
 from tests.chaos.forks import ForkServer, WorkFailed
 from tests.chaos.invariants import Database
+from tests.chaos.leftovers import end_leftovers
 from tests.chaos.sweeping import SERVERS, one_certificate
 from tests.chaos.wire import ACCOUNT, AUDIENCE, ISSUER, PUSHES, FileBus, outgoing
 from tests.conftest import DIMENSION, MODEL
@@ -350,6 +351,7 @@ def _tenant(slug: str) -> Principal:
 @contextmanager
 def running_runs(folder: Path, owner_url: str, servers: int = SERVERS) -> Iterator[RunStage]:
     """A model, fork servers and a database engine, for as long as a module needs them."""
+    end_leftovers(owner_url)
     tokens = Tokens(folder, ISSUER, ACCOUNT)
     with operator_session() as operator:
         operator.execute(text("delete from core.provider_gates"))

@@ -31,6 +31,7 @@ from shared.tenants.directory import create_tenant
 from tests.chaos.crash_points import Point
 from tests.chaos.forks import ForkServer
 from tests.chaos.invariants import Database, outcomes, tokens_of
+from tests.chaos.leftovers import end_leftovers
 from tests.chaos.scenarios import Scenario
 from tests.chaos.wire import ACCOUNT, AUDIENCE, ISSUER, FileBus, Provider, outgoing, running_provider
 from tests.conftest import DIMENSION, MODEL
@@ -237,6 +238,7 @@ def running_stage(
     folder: Path, owner_url: str, work: str, servers: int = SERVERS, patience: float = 120
 ) -> Iterator[Stage]:
     """A provider, fork servers for `work` and a database engine, for as long as a module needs them."""
+    end_leftovers(owner_url)
     with operator_session() as operator:
         set_price(operator, MODEL, PRICE, datetime.now(UTC) - timedelta(days=1))
         operator.execute(text("delete from core.provider_gates"))
