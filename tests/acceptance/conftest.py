@@ -143,10 +143,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         "FUNCTIONS_PORT": str(_free_row(4)),
         **dict(zip(PORTS, map(str, _free_ports(len(PORTS))), strict=True)),
     }
+    # What the database of other tests in this session has set is not for a platform of its own.
     for name in (
         "DATABASE_URL",
         "OPERATOR_DATABASE_URL",
         "MIGRATION_DATABASE_URL",
+        "LITELLM_MASTER_KEY",
+        "SECRET_KEY",
         "EMBEDDINGS_MODEL",
         "EMBEDDINGS_DIM",
     ):

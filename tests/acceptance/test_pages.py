@@ -209,13 +209,11 @@ def tell(lease: Lease, seq: int, *events: tuple[str, dict[str, str]]) -> None:
         append_events(session, lease, rows)
 
 
-def citation(number: int, chunk_id: UUID, quote: str) -> Citation:
-    """A citation of the passage of these tests."""
+def citation(number: int, place: tuple[UUID, UUID, UUID], quote: str) -> Citation:
+    """A citation of the passage of these tests, which stands at `place` (document, version, chunk)."""
     start = PASSAGE.index(quote)
     path = ("Abschnitt III", "§ 14 Urlaub")
-    return Citation(
-        number, chunk_id, chunk_id, chunk_id, "Urlaubsordnung 2026", path, 7, quote, start, start + len(quote)
-    )
+    return Citation(number, *place, "Urlaubsordnung 2026", path, 7, quote, start, start + len(quote))
 
 
 def ask(page: Page, question: str) -> None:
@@ -236,8 +234,13 @@ ANSWER = """Sie haben Anspruch auf **30 Arbeitstage** Erholungsurlaub im Jahr, b
 
 def answer(lease: Lease, chunk_id: UUID, seq: int) -> None:
     """Finish the run with the answer of these tests."""
-    found = (citation(1, chunk_id, QUOTE), citation(2, chunk_id, SECOND_QUOTE))
     with tenant_session(lease.tenant_id) as session:
+        row = session.execute(
+            text("select document_id, version_id from rag.chunks where tenant_id = :t and chunk_id = :c"),
+            {"t": lease.tenant_id, "c": chunk_id},
+        ).one()
+        place = (row.document_id, row.version_id, chunk_id)
+        found = (citation(1, place, QUOTE), citation(2, place, SECOND_QUOTE))
         finish(session, lease, Answer(ANSWER, False, found, "extractive", 1, 1), seq)
 
 
