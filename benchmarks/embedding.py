@@ -12,18 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psutil
 
-from benchmarks.platform import noesis, submit
+from benchmarks.platform import laws, noesis, own_home, submit
 
 PARALLEL = 2
 """Batches at once: the concurrency of the embed service in terraform/topology.yaml."""
@@ -117,17 +114,11 @@ def main() -> None:
     """Print both rates and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--laws", type=int, default=100)
-    laws = parser.parse_args().laws
-    shared = Path(os.environ.get("NOESIS_SHARED") or Path(__file__).parents[1].parent / "shared")
-    files = {path.name: path.read_bytes() for path in sorted((shared / "data/laws").glob("*.md"))[:laws]}
+    files = laws(parser.parse_args().laws)
     if not files:
-        print("the laws of ../shared are absent: nothing to measure")
         return
-    home = Path(tempfile.mkdtemp(prefix="noesis-bench-"))
-    home.chmod(0o711)
-    os.environ["NOESIS_HOME"] = str(home / "home")
     os.environ["DOCUMENTS_IN_PROGRESS"] = "10000"
-    try:
+    with own_home():
         noesis("up", "--detach")
         from shared.database import operator_session
         from shared.tenants.directory import find_tenant
@@ -143,9 +134,6 @@ def main() -> None:
         print(f"bare model   {tokens / alone:8.0f} tokens/s   {chunks / alone:6.1f} chunks/s")
         print(f"pipeline     {tokens / seconds:8.0f} tokens/s   {chunks / seconds:6.1f} chunks/s")
         print(f"ratio        {alone / seconds:8.2f}")
-    finally:
-        noesis("down", check=False)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -113,20 +115,36 @@ def bare_model(texts: list[str]) -> float:
     return len(texts) / (time.perf_counter() - begun)
 
 
-def main() -> None:
-    """Run everything and print the figures."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--laws", type=int, default=300)
-    count = arguments.parse_args().laws
+def laws(count: int) -> dict[str, bytes]:
+    """The first laws of ../shared by name; none where it is absent, which is said."""
     shared = Path(os.environ.get("NOESIS_SHARED") or Path(__file__).parents[1].parent / "shared")
     files = {path.name: path.read_bytes() for path in sorted((shared / "data/laws").glob("*.md"))[:count]}
     if not files:
         print("the laws of ../shared are absent: nothing to measure")
-        return
+    return files
+
+
+@contextmanager
+def own_home() -> Iterator[None]:
+    """A folder of its own for the platform that is started inside; afterwards both are gone."""
     home = Path(tempfile.mkdtemp(prefix="noesis-bench-"))
     home.chmod(0o711)
     os.environ["NOESIS_HOME"] = str(home / "home")
     try:
+        yield
+    finally:
+        noesis("down", check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def main() -> None:
+    """Run everything and print the figures."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--laws", type=int, default=300)
+    files = laws(arguments.parse_args().laws)
+    if not files:
+        return
+    with own_home():
         print(f"first start, everything installed   {seconds_to_start():6.1f} s")
         noesis("down")
         warm = []
@@ -139,9 +157,6 @@ def main() -> None:
         print(f"memory idle                         {memory()}")
         measure(files)
         print(f"memory after work                   {memory()}")
-    finally:
-        noesis("down", check=False)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def measure(files: dict[str, bytes]) -> None:

@@ -153,3 +153,9 @@ def test_stretches_of_private_texts_are_withheld() -> None:
     assert withhold("kurz", private) == "kurz"
     assert withhold(private[0], private) == "- …."
     assert withhold("", []) == ""
+
+
+def test_an_image_by_reference_keeps_its_description_only() -> None:
+    """Neither its form nor the address that stands elsewhere is left, in whatever order they come."""
+    for text in ("Siehe ![Logo][l].\n\n[l]: https://evil.example/x", "[l]: //evil.example/x\n\nSiehe ![Logo] [l]."):
+        assert clean(text) == "Siehe Logo."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pypdfium2 as pdfium
@@ -16,6 +17,7 @@ from functions.ingest.parsing.sandbox import close_children, parse_in_child
 from shared.errors import PermanentError
 from tests.unit.parsing_material import make_pdf, pdf_of, stream
 
+Program = Callable[[str], Path]
 HEAD = "level\tpage_num\tblock_num\tpar_num\tline_num\tword_num\tleft\ttop\twidth\theight\tconf\ttext"
 SCAN = [
     (72.0, 700.0, 24.0, "Die Bremsen werden"),
@@ -50,7 +52,7 @@ def scanned(pages: int = 1) -> bytes:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Path:
+def program(tmp_path: Path) -> Program:
     """A stand-in that speaks tesseract's TSV: what it answers is the code a test writes into it."""
 
     def write(code: str) -> Path:
@@ -59,7 +61,7 @@ def program(tmp_path: Path) -> Path:
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return path
 
-    return write  # type: ignore[return-value] # used as the function it is
+    return write
 
 
 def rows(*words: tuple[int, int, int, int, int, int, float, str]) -> str:
@@ -69,7 +71,7 @@ def rows(*words: tuple[int, int, int, int, int, int, float, str]) -> str:
     return f"print({chr(10).join(lines)!r})"
 
 
-def test_recognised_words_become_lines_with_their_places(program) -> None:  # type: ignore[no-untyped-def]
+def test_recognised_words_become_lines_with_their_places(program: Program) -> None:
     """Words of a line are joined, boxes turn from pixels into points, doubtful words are left out."""
     path = program(
         rows(
@@ -88,7 +90,7 @@ def test_recognised_words_become_lines_with_their_places(program) -> None:  # ty
     assert document.pages[0].number == 1
 
 
-def test_the_program_gets_the_picture_and_the_languages(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_program_gets_the_picture_and_the_languages(program: Program, tmp_path: Path) -> None:
     """A grey picture at 300 dpi on standard input, and nothing of our environment."""
     path = program(
         f"import os\nopen({str(tmp_path / 'seen')!r}, 'w').write(repr((sys.argv[1:], picture[:20], len(picture), "
@@ -108,7 +110,7 @@ def test_the_program_gets_the_picture_and_the_languages(program, tmp_path: Path)
      f"print({HEAD!r}); print('5\\t1\\t1\\t1\\t1\\t1\\tx\\ty\\tz\\t0\\tNaN\\tword')"],
     ids=["fails", "nonsense", "no text", "hangs", "no numbers"],
 )  # fmt: skip
-def test_a_program_that_fails_leaves_the_clear_reason(program, code: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_program_that_fails_leaves_the_clear_reason(program: Program, code: str) -> None:
     """Whatever it does, the document ends as one without text, in time."""
     recogniser = Recogniser(str(program(code)), "deu", time.monotonic() + 3)
     begun = time.monotonic()
@@ -126,7 +128,7 @@ def test_without_recognition_a_scan_says_so() -> None:
     assert "OCR" in refused.value.next_action
 
 
-def test_what_there_was_no_time_for_is_noted(program) -> None:  # type: ignore[no-untyped-def]
+def test_what_there_was_no_time_for_is_noted(program: Program) -> None:
     """Pages after the deadline are left out with a warning; the others stay."""
     path = program("time.sleep(1.2)\n" + rows((1, 1, 300, 500, 200, 50, 96.0, "Seite")))
     document = parse(scanned(4), recogniser=Recogniser(str(path), "deu", time.monotonic() + 3.5))
@@ -134,7 +136,7 @@ def test_what_there_was_no_time_for_is_noted(program) -> None:  # type: ignore[n
     assert 1 <= document.text.count("Seite") < 4
 
 
-def test_pages_with_a_text_layer_are_not_recognised(program) -> None:  # type: ignore[no-untyped-def]
+def test_pages_with_a_text_layer_are_not_recognised(program: Program) -> None:
     """The text of the file itself is better than any recognition of it."""
     path = program(rows((1, 1, 1, 1, 9, 9, 99.0, "falsch")))
     document = parse(make_pdf([SCAN]), recogniser=Recogniser(str(path), "deu"))
@@ -142,7 +144,7 @@ def test_pages_with_a_text_layer_are_not_recognised(program) -> None:  # type: i
     assert document.warnings == ()
 
 
-def test_a_hanging_recognition_ends_with_its_child(program, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_hanging_recognition_ends_with_its_child(program: Program, tmp_path: Path) -> None:
     """In the sandbox too; afterwards no process of it is left."""
     path = program(f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
     with pytest.raises(PermanentError) as refused:
@@ -170,7 +172,9 @@ def test_tesseract_reads_a_real_scan() -> None:
     assert 490 < box[4] < 505
 
 
-def test_only_languages_that_are_there_are_asked_for(program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_only_languages_that_are_there_are_asked_for(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A language whose data is missing would fail every page; without any there is no recogniser."""
     path = tmp_path / "tesseract"
     path.write_text("#!/bin/sh\necho 'List of available languages (2):'\necho eng\necho osd\n")
