@@ -198,6 +198,15 @@ def publish(session: Session, message: TenantMessage, *, not_before: datetime | 
         attributes=message.attributes(),
         not_before=not_before,
     )
+    publish_stored(session, row)
+
+
+def publish_stored(session: Session, row: Outgoing) -> None:
+    """Announce a message that was laid aside, byte for byte, in the session's transaction; it leaves after the commit.
+
+    It is not read here: whoever receives it judges it, so what this release cannot read becomes a dead letter there
+    and stops nobody here.
+    """
     session.execute(
         text(
             "insert into core.outbox (tenant_id, event_id, topic, data, attributes, not_before) values "
