@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.agent_questions [--questions 60] [--parallel 30] [--model-ms 200]
 
 The real agent on PostgreSQL with a scripted chat model that takes a fixed time (the first word after half of it), and
-vectors from hashed words. Overhead is the time of `answer_question` less the model's own. The thirty run as in
-production: on instances of eight threads with a pool of eight, each a process; a question's time counts from the
+vectors from hashed words. Overhead is the time of `answer_question` less the model's own; the CPU it takes is told
+apart for Python and PostgreSQL, because unlike times it hardly depends on what else the machine does. The thirty run as
+in production: on instances of eight threads with a pool of eight, each a process; a question's time counts from the
 moment all were asked.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psutil
 from sqlalchemy import event
 
 from functions.agent.answering import answer_question
@@ -47,7 +49,7 @@ from shared.settings import get_settings
 from shared.tenants.directory import Principal, create_tenant, memberships
 
 ROOT = Path(__file__).parents[1]
-THREADS = 8
+THREADS = POOL = 8
 """Concurrency and pool of an instance (terraform/topology.yaml)."""
 
 TEXT = "Alle Beschäftigten haben Anspruch auf {0} Arbeitstage Urlaub. Der Antrag wird im Portal gestellt. " * 8
@@ -87,7 +89,7 @@ def index(tenant: Principal, documents: int) -> None:
                 f"select chunk_id from rag.chunks where version_id = '{reception.version_id}'"
             )
             ids = [row[0] for row in rows]
-            missing = chunks_without_vector(session, tenant.tenant_id, reception.version_id, space.space_id, ids)
+            missing = chunks_without_vector(session, tenant.tenant_id, reception.version_id, space.space_id, ids).chunks
             vectors = [hashed_vector(t, space.dimension) for _, t in missing]
             store_vectors(session, tenant.tenant_id, space.space_id, [chunk_id for chunk_id, _ in missing], vectors)
             assert finish_version(session, tenant.tenant_id, reception.version_id)
@@ -133,22 +135,37 @@ def counted(command: AnswerQuestion, services: Services) -> Counter[str]:
     return seen
 
 
-def alone(tenant: Principal, services: Services, questions: int, seconds: float) -> None:
+def server_seconds(server: postgres.Server) -> float:
+    """CPU seconds of PostgreSQL so far, all its processes."""
+    root = psutil.Process(server.pid)
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    ended = times[0].children_user + times[0].children_system
+    return float(ended + sum(one.user + one.system for one in times))
+
+
+def alone(tenant: Principal, services: Services, questions: int, seconds: float, server: postgres.Server) -> None:
     """One question after the other: the overhead."""
     for _ in range(5):
         timed(put(tenant), services)
-    took = [(timed(put(tenant), services) - seconds) * 1000 for _ in range(questions)]
+    commands = [put(tenant) for _ in range(questions)]
+    python, database = time.process_time(), server_seconds(server)
+    took = [(timed(command, services) - seconds) * 1000 for command in commands]
+    python, database = time.process_time() - python, server_seconds(server) - database
     print(f"overhead of a question: median {statistics.median(took):.0f} ms, p95 {percentile(took, 0.95):.0f} ms")
+    print(
+        f"CPU of a question: Python {1000 * python / questions:.1f} ms, PostgreSQL {1000 * database / questions:.1f} ms"
+    )
     seen = counted(put(tenant), services)
     print(f"statements {seen.pop('statements')}, commits {seen.pop('commits')}")
     for name, count in seen.most_common(12):
         print(f"    {count:3d} {name}")
 
 
-def together(tenant: Principal, services: Services, parallel: int, rounds: int, instances: int) -> None:
+def together(tenant: Principal, services: Services, parallel: int, rounds: int, instances: int, threads: int) -> None:
     """So many at once, several times, spread over instances: how long the slowest wait, and what fails."""
     command = (sys.executable, "-m", "benchmarks.agent_questions", "--instance", str(tenant.tenant_id))
-    model = ("--model-ms", str(services.models.seconds * 1000))  # type: ignore[attr-defined]
+    seconds = services.models.seconds  # type: ignore[attr-defined]
+    model = ("--model-ms", str(seconds * 1000), "--threads", str(threads))
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
     children = [subprocess.Popen([*command, *model], **pipes) for _ in range(instances)]
     took: list[float] = []
@@ -170,7 +187,7 @@ def together(tenant: Principal, services: Services, parallel: int, rounds: int, 
         for child in children:
             child.communicate()
     p95, total = percentile(took, 0.95) * 1000, parallel * rounds
-    print(f"{parallel} at once on {instances} instances, {rounds} times: ", end="")
+    print(f"{parallel} at once on {instances} instances of {threads} threads, {rounds} times: ", end="")
     print(f"median {statistics.median(took) * 1000:.0f} ms, p95 {p95:.0f} ms, errors {wrong} of {total}")
 
 
@@ -179,9 +196,9 @@ def _answer_of(child: subprocess.Popen[str]) -> str:
     return child.stdout.readline()
 
 
-def instance(tenant_id: UUID, services: Services) -> None:
+def instance(tenant_id: UUID, services: Services, number: int) -> None:
     """One instance: for every line that comes in, answer its runs at once at the moment it names."""
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(number) as threads:
         for line in sys.stdin:
             wanted = json.loads(line)
             commands = [AnswerQuestion(tenant_id=tenant_id, run_id=UUID(run)) for run in wanted["runs"]]
@@ -203,11 +220,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--model-ms", type=float, default=200)
     parser.add_argument("--instances", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=THREADS, help="of an instance")
     parser.add_argument("--instance", type=UUID, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.instance:
         messaging.use_bus(FakeBus())
-        instance(chosen.instance, Services(get_settings(), _models=Slow(seconds=chosen.model_ms / 1000)))
+        services = Services(get_settings(), _models=Slow(seconds=chosen.model_ms / 1000))
+        instance(chosen.instance, services, chosen.threads)
         return
     with tempfile.TemporaryDirectory() as home, postgres.temporary(postgres.EMBEDDED) as server:
         passwords = {role: uuid4().hex for role in (roles.OWNER, roles.APPLICATION, roles.OPERATOR)}
@@ -218,7 +237,7 @@ def main() -> None:
             "NOESIS_HOME": home,
             "DATABASE_URL": urls[roles.APPLICATION],
             "OPERATOR_DATABASE_URL": urls[roles.OPERATOR],
-            "DATABASE_POOL": str(THREADS),
+            "DATABASE_POOL": str(POOL),
             "LITELLM_MASTER_KEY": "benchmark",
             "SECRET_KEY": "for-this-benchmark-only-0123456789abcdef",
             "EMBEDDINGS_MODEL": "fake",
@@ -233,8 +252,8 @@ def main() -> None:
         index(tenant, chosen.documents)
         seconds = chosen.model_ms / 1000
         services = Services(get_settings(), _models=Slow(seconds=seconds))
-        alone(tenant, services, chosen.questions, seconds)
-        together(tenant, services, chosen.parallel, chosen.rounds, chosen.instances)
+        alone(tenant, services, chosen.questions, seconds, server)
+        together(tenant, services, chosen.parallel, chosen.rounds, chosen.instances, chosen.threads)
         db.forget_engines()
 
 

@@ -1,10 +1,14 @@
 """Embedding tokens a second through the pipeline against the bare model behind the same proxy, in one run.
 
-    python -m benchmarks.embedding [--laws 100]
+    python -m benchmarks.embedding [--laws 90] [--rounds 3]
 
-Starts a platform of its own on the ordinary ports (stop yours first). The embed function is stopped (SIGSTOP) until
-every law is parsed and its batches lie on the bus, so that only the stage itself is timed: push, database, proxy,
-vectors, completion. The bare model then gets the same texts in batches of the same size, as many at once.
+Starts a platform of its own (stop yours first, or set other ports). The embed function is stopped (SIGSTOP) until a
+round's laws are parsed and their batches lie on the bus, so that only the stage itself is timed: push, database,
+proxy, vectors, completion. The bare model gets the same texts in the same batches, as many at once, before the stage
+in every second round and after it in the others. A third figure is the model in a process of its own, without proxy.
+
+Whatever else the machine does falsifies seconds; the CPU seconds of every process beside them stay nearly true. With
+all processors busy the ratio of the seconds is that of the CPU seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +17,14 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,55 +35,111 @@ from benchmarks.platform import laws, noesis, own_home, submit
 PARALLEL = 2
 """Batches at once: the concurrency of the embed service in terraform/topology.yaml."""
 
+ROOT = Path(__file__).parents[1]
 
-def embed_processes() -> list[psutil.Process]:
-    """The embed function and what it started."""
+
+@dataclass
+class Took:
+    """What a stage took: wall seconds, and CPU seconds by service."""
+
+    seconds: float = 0.0
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Took) -> None:
+        """Sum the stages of several rounds."""
+        self.seconds += other.seconds
+        for name, seconds in other.cpu.items():
+            self.cpu[name] = self.cpu.get(name, 0.0) + seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all services together."""
+        return sum(self.cpu.values())
+
+
+def service_roots() -> dict[str, psutil.Process]:
+    """The first process of every service, and this one, which is the client of the bare model."""
     found = json.loads(noesis("status", "--json"))
-    root = psutil.Process(next(service["pid"] for service in found["services"] if service["name"] == "embed"))
-    return [root, *root.children(recursive=True)]
+    roots = {service["name"]: psutil.Process(service["pid"]) for service in found["services"] if service["pid"]}
+    return roots | {"benchmark": psutil.Process()}
 
 
-def send(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
+def cpu_seconds(root: psutil.Process, *, family: bool = True) -> float:
+    """User and system time of a process with its children, also those that have ended."""
+    total = 0.0
+    for process in [root, *(root.children(recursive=True) if family else ())]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+        total += times.children_user + times.children_system if process == root and family else 0.0
+    return total
+
+
+@contextmanager
+def measured(roots: dict[str, psutil.Process]) -> Iterator[Took]:
+    """Fills in what happened between its beginning and its end."""
+    # The runner's children are the other services.
+    alone = ("runner", "benchmark")
+    took = Took()
+    before = {name: cpu_seconds(root, family=name not in alone) for name, root in roots.items()}
+    begun = time.perf_counter()
+    yield took
+    took.seconds = time.perf_counter() - begun
+    took.cpu = {name: cpu_seconds(root, family=name not in alone) - before[name] for name, root in roots.items()}
+
+
+def send(root: psutil.Process, number: signal.Signals) -> None:
+    """To a service and everything it started."""
+    for process in [root, *root.children(recursive=True)]:
         process.send_signal(number)
 
 
 def wait(what: str, ready: Any, seconds: float = 900) -> None:
+    """Until `ready()`, looked at every second: more would be work beside what is measured. Raises TimeoutError."""
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:
             raise TimeoutError(what)
-        time.sleep(0.05)
+        time.sleep(1)
 
 
-def count(statement: str, tenant_id: UUID) -> int:
-    """One number from the database, as an operator."""
+def value(statement: str, tenant_id: UUID, prefix: str = "") -> Any:
+    """One value from the database, as an operator; `prefix` is that of a round's documents."""
     from sqlalchemy import text
 
     from shared.database import operator_session
 
     with operator_session() as session:
-        return int(session.execute(text(statement), {"t": tenant_id}).scalar_one())
+        return session.execute(text(statement), {"t": tenant_id, "prefix": prefix}).scalar_one()
 
 
-def batches(tenant_id: UUID) -> list[list[tuple[str, int]]]:
-    """Text and tokens of every chunk, a version's chunks together as the pipeline embeds them."""
+def batches(tenant_id: UUID, prefix: str) -> list[list[tuple[str, int]]]:
+    """What the model is shown and the tokens of every chunk, in the batches in which the pipeline embeds them."""
     from sqlalchemy import text
 
     from shared.database import operator_session
+    from shared.documents.vectors import embedding_text
+    from shared.services import services
 
+    size = services().settings.batch_size
     found: dict[UUID, list[tuple[str, int]]] = {}
     with operator_session() as session:
         for row in session.execute(
-            text("select version_id, text, tokens from rag.chunks where tenant_id = :t order by version_id, ordinal"),
-            {"t": tenant_id},
+            text(
+                "select c.version_id, c.heading_path, c.text, c.tokens from rag.chunks c join rag.documents d "
+                "using (tenant_id, document_id) where c.tenant_id = :t and starts_with(d.external_id, :prefix) "
+                "order by c.version_id, c.ordinal"
+            ),
+            {"t": tenant_id, "prefix": prefix},
         ):
-            found.setdefault(row.version_id, []).append((row.text, row.tokens))
-    return [group[begun : begun + 128] for group in found.values() for begun in range(0, len(group), 128)]
+            found.setdefault(row.version_id, []).append((embedding_text(row.heading_path, row.text), row.tokens))
+    return [group[begun : begun + size] for group in found.values() for begun in range(0, len(group), size)]
 
 
-def bare(groups: list[list[tuple[str, int]]]) -> float:
-    """Seconds the model behind the proxy takes for the batches, PARALLEL at once."""
+def bare(roots: dict[str, psutil.Process], groups: list[list[tuple[str, int]]]) -> Took:
+    """The model behind the proxy with the same batches, PARALLEL at once."""
     from shared.services import services
 
     settings = services().settings
@@ -86,35 +152,136 @@ def bare(groups: list[list[tuple[str, int]]]) -> float:
             input_type="passage",
         )
 
-    begun = time.perf_counter()
-    with ThreadPoolExecutor(PARALLEL) as pool:
+    with measured(roots) as took, ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(embed, groups))
-    return time.perf_counter() - begun
+    return took
 
 
-def pipeline(tenant_id: UUID, files: dict[str, bytes]) -> float:
-    """Seconds from the moment the embed function may work until every document is searchable."""
-    processes = embed_processes()
-    send(processes, signal.SIGSTOP)
+ALONE = """
+import asyncio, json, resource, sys, time
+from litellm_service import vectors
+name, parallel, groups = json.load(sys.stdin)
+async def main():
+    await vectors.embed(name, groups[0][:1], "passage")
+    turns = asyncio.Semaphore(parallel)
+    async def one(group):
+        async with turns:
+            await vectors.embed(name, group, "passage")
+    used = [resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)]
+    begun = time.perf_counter()
+    await asyncio.gather(*map(one, groups))
+    seconds = time.perf_counter() - begun
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps([seconds, now.ru_utime + now.ru_stime - used[0].ru_utime - used[0].ru_stime]))
+asyncio.run(main())
+"""
+
+
+def alone(groups: list[list[tuple[str, int]]]) -> Took:
+    """The bundled model in a process of its own, with the threads it has in the proxy."""
+    from shared.services import services
+
+    name = services().settings.embeddings_model
+    given = json.dumps([name, PARALLEL, [[text for text, _ in group] for group in groups]])
+    python = ROOT / ".venv-litellm" / "bin" / "python"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [str(python), "-c", ALONE], input=given, env=environment, check=True, capture_output=True, text=True
+    )
+    seconds, used = json.loads(ended.stdout)
+    return Took(seconds, {"model": used})
+
+
+SEARCHABLE = (
+    "select count(*) from rag.documents where tenant_id = :t and state = 'searchable' "
+    "and starts_with(external_id, :prefix)"
+)
+INGESTED = (
+    "select count(*) from rag.versions v join rag.documents d using (tenant_id, document_id) "
+    "where v.tenant_id = :t and v.state = 'ingested' and starts_with(d.external_id, :prefix)"
+)
+OUTBOX = "select count(*) from core.outbox where tenant_id = :t and :prefix = ''"
+LATEST = "select max(updated_at) from rag.documents where tenant_id = :t and starts_with(external_id, :prefix)"
+
+
+def pipeline(roots: dict[str, psutil.Process], tenant_id: UUID, prefix: str, documents: int) -> Took:
+    """From the moment the embed function may work until every document of the round is searchable."""
+    with measured(roots) as took:
+        begun = datetime.now(UTC)
+        send(roots["embed"], signal.SIGCONT)
+        wait("everything searchable", lambda: value(SEARCHABLE, tenant_id, prefix) >= documents)
+    took.seconds = (value(LATEST, tenant_id, prefix) - begun).total_seconds()
+    del took.cpu["benchmark"]  # it only looks on
+    return took
+
+
+def round_of(
+    roots: dict[str, psutil.Process], tenant_id: UUID, number: int, files: dict[str, bytes]
+) -> tuple[Took, Took, Took, list[list[tuple[str, int]]]]:
+    """Pipeline, bare model behind the proxy, model alone, and the batches of one round."""
+    prefix = f"round-{number}/"
+    send(roots["embed"], signal.SIGSTOP)
     try:
-        submit(tenant_id, files, 1)
-        done = "select count(*) from rag.versions where tenant_id = :t and state = 'ingested'"
-        wait("everything ingested", lambda: count(done, tenant_id) >= len(files))
-        waiting = "select count(*) from core.outbox where tenant_id = :t"
-        wait("the outbox is empty", lambda: not count(waiting, tenant_id))
-    finally:
-        begun = time.perf_counter()
-        send(processes, signal.SIGCONT)
-    searchable = "select count(*) from rag.documents where tenant_id = :t and state = 'searchable'"
-    wait("everything searchable", lambda: count(searchable, tenant_id) >= len(files))
-    return time.perf_counter() - begun
+        submit(tenant_id, {f"{prefix}{name}": data for name, data in files.items()}, 1)
+        wait("everything ingested", lambda: value(INGESTED, tenant_id, prefix) >= len(files))
+        wait("the outbox is empty", lambda: not value(OUTBOX, tenant_id))
+        groups = batches(tenant_id, prefix)
+        first = bare(roots, groups) if number % 2 else None
+    except BaseException:
+        send(roots["embed"], signal.SIGCONT)
+        raise
+    took = pipeline(roots, tenant_id, prefix, len(files))
+    return took, first or bare(roots, groups), alone(groups), groups
+
+
+def line(name: str, took: Took, tokens: int, chunks: int) -> str:
+    """Rates, and CPU milliseconds a chunk."""
+    rates = f"{tokens / took.seconds:8.0f} tokens/s {chunks / took.seconds:7.1f} chunks/s"
+    return f"{name:<24}{rates} {1000 * took.cpu_seconds / chunks:7.1f} CPU ms/chunk"
+
+
+def by_service(took: Took, chunks: int) -> Iterable[str]:
+    """CPU milliseconds a chunk of each service, the largest first."""
+    for name, used in sorted(took.cpu.items(), key=lambda item: -item[1]):
+        if used:
+            yield f"  {name:<22}{1000 * used / chunks:7.2f} CPU ms/chunk"
+
+
+def report(tenant_id: UUID, rounds: list[dict[str, bytes]]) -> None:
+    """Measure and print."""
+    roots = service_roots()
+    # The model's weights are loaded, the connections made: a service that runs has paid for that long ago.
+    submit(tenant_id, {"warm.md": b"# Warm\n\nThe weights are loaded by the first text."}, 1)
+    wait("the first document", lambda: value(SEARCHABLE, tenant_id) >= 1)
+    through, behind, model = Took(), Took(), Took()
+    tokens = chunks = requests = 0
+    for number, files in enumerate(rounds):
+        took, proxied, own, groups = round_of(roots, tenant_id, number, files)
+        through.add(took)
+        behind.add(proxied)
+        model.add(own)
+        tokens += sum(count for group in groups for _, count in group)
+        chunks += sum(map(len, groups))
+        requests += len(groups)
+        print(f"round {number}: {len(files)} laws, ratio {proxied.seconds / took.seconds:.2f}", flush=True)
+    print(f"{sum(map(len, rounds))} laws, {chunks} chunks, {tokens} tokens in {requests} batches")
+    print(line("model alone", model, tokens, chunks))
+    print(line("bare, behind the proxy", behind, tokens, chunks))
+    print(*by_service(behind, chunks), sep="\n")
+    print(line("pipeline", through, tokens, chunks))
+    print(*by_service(through, chunks), sep="\n")
+    for what, of in (("bare, behind the proxy", behind), ("model alone", model)):
+        ratio = of.seconds / through.seconds
+        print(f"of the {what:<24}{ratio:.2f} by seconds, {of.cpu_seconds / through.cpu_seconds:.2f} by CPU seconds")
 
 
 def main() -> None:
-    """Print both rates and their ratio."""
+    """Print the rates and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--laws", type=int, default=100)
-    files = laws(parser.parse_args().laws)
+    parser.add_argument("--laws", type=int, default=90)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    files = list(laws(arguments.laws).items())
     if not files:
         return
     os.environ["DOCUMENTS_IN_PROGRESS"] = "10000"
@@ -125,15 +292,7 @@ def main() -> None:
 
         with operator_session() as session:
             tenant_id = find_tenant(session, "demo").tenant_id
-        seconds = pipeline(tenant_id, files)
-        groups = batches(tenant_id)
-        tokens = sum(tokens for group in groups for _, tokens in group)
-        chunks = sum(map(len, groups))
-        alone = bare(groups)
-        print(f"{len(files)} laws, {chunks} chunks, {tokens} tokens in {len(groups)} batches")
-        print(f"bare model   {tokens / alone:8.0f} tokens/s   {chunks / alone:6.1f} chunks/s")
-        print(f"pipeline     {tokens / seconds:8.0f} tokens/s   {chunks / seconds:6.1f} chunks/s")
-        print(f"ratio        {alone / seconds:8.2f}")
+        report(tenant_id, [dict(files[number :: arguments.rounds]) for number in range(arguments.rounds)])
 
 
 if __name__ == "__main__":

@@ -12,22 +12,18 @@ from __future__ import annotations
 import argparse
 import base64
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
 from sqlalchemy import text
 
+from benchmarks.retrieval_corpus import database
 from functions.embed.embedding import embed_chunks
 from functions.ingest import ingestion, parsing
-from local import postgres
-from schema import migrate, roles
 from shared import database as db
 from shared import messaging
 from shared.errors import Superseded
@@ -70,7 +66,7 @@ class SlowModels(FakeModels):
         return super().embed_counted(*args, **kwargs)
 
 
-def parse_here(data: bytes, *, name: str, media_type: str | None, seconds: float, memory_mb: int) -> Any:
+def parse_here(data: bytes, *, name: str, media_type: str | None, **_limits: object) -> Any:
     time.sleep(PARSE_SECONDS)
     return parsing.parse(data, name=name, media_type=media_type)
 
@@ -155,23 +151,12 @@ def main() -> None:
         "shares": (arguments.documents, arguments.share),
     }
     vars(ingestion)["parse_in_child"] = parse_here
-    with postgres.temporary(postgres.EMBEDDED) as server, pytest.MonkeyPatch.context() as patch:
-        passwords = {role: uuid4().hex for role in (roles.OWNER, roles.APPLICATION, roles.OPERATOR)}
-        roles.bootstrap(server.admin_dsn, passwords)
-        urls = {
-            role: f"postgresql+pg8000://{role}:{password}@{server.host}:{server.port}/noesis2"
-            for role, password in passwords.items()
-        }
-        migrate.upgrade(urls[roles.OWNER])
-        patch.setenv("NOESIS_HOME", str(Path(tempfile.gettempdir()) / "none"))
-        patch.setenv("DATABASE_URL", urls[roles.APPLICATION])
-        patch.setenv("OPERATOR_DATABASE_URL", urls[roles.OPERATOR])
+    with database():
         for name, (large, share) in cases.items():
             if arguments.only in (None, name):
                 took, done, rate = measure(large, share)
                 print(f"{name:7} large tenant {large:6} documents, share {share:7}: three documents searchable after "
                       f"{took:6.1f} s; of the large tenant {done} by then ({rate:.1f}/s)", flush=True)  # fmt: skip
-        db.forget_engines()
 
 
 if __name__ == "__main__":

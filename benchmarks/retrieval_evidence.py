@@ -10,6 +10,7 @@ import argparse
 import os
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.retrieval_corpus import Piece, database, load, new_tenant
@@ -20,7 +21,7 @@ from shared.database import tenant_session
 from shared.llm import Models
 from shared.retrieval import evidence, golden
 from shared.retrieval.passages import Passage
-from shared.retrieval.reranking import BUNDLED, Payer, reordered
+from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
 from shared.retrieval.search import search_explained
 from shared.retrieval.spaces import Space
 
@@ -60,13 +61,15 @@ def measure(folder: Path, asked: str, written: str, model: str, every: int, mode
     who, space = new_tenant(f"{asked}-{written}", model, DIMENSIONS[model])
     load(who, space, [Piece(texts[n].document, written, texts[n].text) for n in inside], rows[inside])
     found: Values = {}
-    payer = Payer(who.tenant_id, "dev", datetime.now(UTC))
+    judge = partial(paid, models, Payer(who.tenant_id, "dev", datetime.now(UTC))) if models else None
     for question, vector in list(zip(questions, queries, strict=True))[::every]:
         with tenant_session(who.tenant_id) as session:
             passages = search_explained(
                 session, who.tenant_id, who.member_id, space, question.question, vector.tolist(), top_k=CANDIDATES
             ).passages
-        judged = reordered(models, BUNDLED, space, question.question, passages, payer) if models else []
+        judged = []
+        if models is not None and judge is not None:
+            judged = reordered(models, BUNDLED, space, question.question, passages, judge)
         answerable = _article(question.relevant[0].document) % 2 == 1
         for kind, value in _scores(passages, judged, space).items():
             found.setdefault(kind, ([], []))[not answerable].append(value)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import bm25s
@@ -31,7 +32,7 @@ from shared.database import operator_session, tenant_session
 from shared.llm import Models
 from shared.retrieval import golden, indexes, metrics
 from shared.retrieval.ranking import DEFAULT, Tuning
-from shared.retrieval.reranking import BUNDLED, Payer, reordered
+from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
 from shared.retrieval.search import search_explained
 from shared.retrieval.spaces import Space
 from shared.tenants.directory import Principal
@@ -103,7 +104,8 @@ def _laws(paths: list[Path]) -> Case:
     return Case("laws, known item", "de", pieces, questions, relevant)
 
 
-def _shown(piece: Piece) -> str:
+def shown(piece: Piece) -> str:
+    """The text that is embedded and counted: headings, then the text."""
     return f"{' › '.join(piece.headings)}\n{piece.text}" if piece.headings else piece.text
 
 
@@ -115,7 +117,7 @@ def bm25(case: Case) -> Scores:
         return bm25s.tokenize(texts, stopwords=case.language, stemmer=stemmer, show_progress=False)
 
     index = bm25s.BM25()
-    index.index(tokens([_shown(piece) for piece in case.pieces]), show_progress=False)
+    index.index(tokens([shown(piece) for piece in case.pieces]), show_progress=False)
     found, scores = index.retrieve(
         tokens([q.question for q in case.questions]), k=len(case.pieces), show_progress=False
     )
@@ -137,7 +139,7 @@ def hybrid(
     Only what is reported is re-ranked, the unseen half: it takes some tenths of a second a question.
     """
     place = {(piece.document, piece.text): number for number, piece in enumerate(case.pieces)}
-    payer = Payer(principal.tenant_id, "dev", datetime.now(UTC))
+    judge = partial(paid, models, Payer(principal.tenant_id, "dev", datetime.now(UTC))) if models else None
     found, times = [], []
     with tenant_session(principal.tenant_id) as session:
         for number, (question, vector) in enumerate(zip(case.questions, asked, strict=True)):
@@ -146,9 +148,9 @@ def hybrid(
                 session, principal.tenant_id, principal.member_id, space, question.question, vector.tolist(),
                 top_k=CANDIDATES if rerank else 10, tuning=tuning,
             ).passages  # fmt: skip
-            if models is not None and rerank:
+            if models is not None and judge is not None and rerank:
                 began = time.perf_counter()
-                passages = reordered(models, BUNDLED, space, question.question, passages, payer)[:10]
+                passages = reordered(models, BUNDLED, space, question.question, passages, judge)[:10]
                 times.append((time.perf_counter() - began) * 1000)
             found.append([place[p.external_id, p.text] for p in passages])
     return found, times
@@ -175,7 +177,7 @@ def report(name: str, values: Sequence[float], best: Sequence[float] | None, uns
 
 def measure(case: Case, number: int, model: str, settings: dict[str, Tuning], models: Models | None) -> None:
     """One set: the baselines, then search with every setting, then re-ranked."""
-    passages = vectors([_shown(piece) for piece in case.pieces], model)
+    passages = vectors([shown(piece) for piece in case.pieces], model)
     asked = vectors([q.question for q in case.questions], model, "query")
     principal, space = new_tenant(f"case-{number}", model, DIMENSIONS[model])
     load(principal, space, case.pieces, passages)

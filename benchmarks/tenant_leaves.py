@@ -14,14 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import pytest
 from sqlalchemy import text
 
-from local import postgres
-from schema import migrate, roles
-from shared import database as db
+from benchmarks.retrieval_corpus import database
 from shared.database import operator_session
 from shared.retrieval.spaces import activate_first, ensure_space
 from shared.storage import FolderStorage
@@ -122,23 +119,8 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--blob-bytes", type=int, default=20_000)
     arguments = parser.parse_args()
-    with (
-        postgres.temporary(postgres.EMBEDDED) as server,
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        passwords = {role: uuid4().hex for role in (roles.OWNER, roles.APPLICATION, roles.OPERATOR)}
-        roles.bootstrap(server.admin_dsn, passwords)
-        urls = {
-            role: f"postgresql+pg8000://{role}:{password}@{server.host}:{server.port}/noesis2"
-            for role, password in passwords.items()
-        }
-        migrate.upgrade(urls[roles.OWNER])
-        patch.setenv("NOESIS_HOME", str(Path(folder) / "home"))
-        patch.setenv("DATABASE_URL", urls[roles.APPLICATION])
-        patch.setenv("OPERATOR_DATABASE_URL", urls[roles.OPERATOR])
+    with database(), tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), arguments.chunks, arguments.dimension, arguments.blob_bytes)
-        db.forget_engines()
 
 
 if __name__ == "__main__":

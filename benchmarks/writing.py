@@ -18,7 +18,6 @@ import json
 import os
 import random
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -26,11 +25,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from local import postgres
+from benchmarks.retrieval_corpus import database
 from shared.documents.storing import CHUNK_COLUMNS, NewChunk
 
 DOCUMENT, BATCH, DIMENSION = 40, 128, 512
@@ -213,35 +211,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chunks", type=int, default=4_000)
     count = parser.parse_args().chunks
-    with (
-        tempfile.TemporaryDirectory() as home,
-        postgres.temporary(postgres.EMBEDDED) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        urls = prepare(server)
-        patch.setenv("NOESIS_HOME", home)
-        patch.setenv("DATABASE_URL", urls["noesis_app"])
-        patch.setenv("OPERATOR_DATABASE_URL", urls["noesis_operator"])
-        patch.setenv("LITELLM_MASTER_KEY", "bench")
-        engine = create_engine(urls["noesis_owner"], poolclass=NullPool)
+    with database():
+        engine = create_engine(os.environ["MIGRATION_DATABASE_URL"], poolclass=NullPool)
         with engine.connect() as owner:
             measure(owner, count)
         engine.dispose()
-
-
-def prepare(server: postgres.Server) -> dict[str, str]:
-    """Roles, database and schema; the URL of each role."""
-    from schema import migrate
-    from schema.roles import APPLICATION, OPERATOR, OWNER, bootstrap
-
-    passwords = {role: uuid4().hex for role in (OWNER, APPLICATION, OPERATOR)}
-    bootstrap(server.admin_dsn, passwords)
-    urls = {
-        role: f"postgresql+pg8000://{role}:{password}@{server.host}:{server.port}/noesis2"
-        for role, password in passwords.items()
-    }
-    migrate.upgrade(urls[OWNER])
-    return urls
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from uuid import UUID
 
 import click
@@ -47,9 +48,9 @@ def ask(question: str, tenant: str, email: str, timeout: int, after: UUID | None
 
 
 def follow(principal: Principal, run_id: UUID, timeout: float, console: Console) -> Run | None:
-    """Show the steps while the run is worked on; returns it when it ended or the time is over."""
+    """Show the steps while the run is worked on; returns it when it ended or, as it then is, the time is over."""
     deadline = time.monotonic() + timeout
-    seq = 0
+    seq, run = 0, None
     with console.status("queued") as spinner:
         while time.monotonic() < deadline:
             with tenant_session(principal.tenant_id) as session:
@@ -62,7 +63,7 @@ def follow(principal: Principal, run_id: UUID, timeout: float, console: Console)
             if run is not None and run.state in ENDED:
                 return run
             time.sleep(0.1)
-    return None
+    return run
 
 
 def show(run: Run, console: Console) -> None:
@@ -75,4 +76,13 @@ def show(run: Run, console: Console) -> None:
         place += [heading for heading in citation.heading_path if heading != citation.title]
         console.print(f"[bold]\\[{citation.number}][/bold] {escape(' › '.join(place))}")
         console.print(f"    “{escape(' '.join(citation.quote.split()))}”")
+    if run.findings:
+        console.print(f"[dim]{checked(run)}[/dim]")
     console.print(f"[dim]{run.run_id} · {run.cost_eur.normalize():f} EUR[/dim]")
+
+
+def checked(run: Run) -> str:
+    """What verification found, counted: “Checked: 2 × invented, 1 × unmarked”."""
+    counts = ", ".join(f"{count} × {finding}" for finding, count in Counter(run.findings).items())
+    dropped = "; nothing of the draft was proven, so it was dropped" if run.no_evidence else ""
+    return f"Checked: {counts}{dropped}"

@@ -6,6 +6,7 @@ import getpass
 from decimal import Decimal, InvalidOperation
 
 import click
+from rich.console import Console
 
 from shared.database import operator_session
 from shared.errors import PermanentError
@@ -39,6 +40,14 @@ def acting_as(tenant: Tenant, email: str) -> Principal:
 def actor() -> str:
     """Who acts, for the audit record."""
     return f"operator:{getpass.getuser()}"
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal, and into a file or a pipe nothing is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def amount(given: str) -> Decimal:

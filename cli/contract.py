@@ -44,10 +44,11 @@ FIELDS = {
     "media_type": "What the sender believes it is; the content decides",
     "members": "E-mail addresses of members of the tenant",
     "message": "The reason as a sentence for people; never document content",
-    "metadata": "Names and values of the sender, at most 64; searches can filter by them",
+    "metadata": "Names and values of the sender, at most 64; searches can filter by them; `attachment_of` and "
+    "`attachment_depth` are ours and left out",
     "name": "Wire name of the event",
     "next_action": "What the sender can do about it, one sentence",
-    "occurred_at": "When it happened, with time zone",
+    "occurred_at": "When it happened, with time zone; left out: when it was published",
     "reason": "Stable code of the reason, see the table",
     "run_id": "The run that answered (or did not answer) the question",
     "source": "The source that the document came from",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,10 +9,10 @@ from typing import Any
 from uuid import UUID
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.context import actor, table_console
 from shared.database import operator_session
 from shared.dead_letters.letters import Selection, choose, count_letters, describe, list_letters
 from shared.dead_letters.replay import Outcome, discard, replay
@@ -88,9 +87,7 @@ def list_(
         state = letter.state + (f" ×{letter.replays}" if letter.replays > 1 else "")
         told = (letter.origin, tenant_name, letter.name or "?", letter.kind, letter.reason, str(letter.attempts), state)
         table.add_row(str(letter.letter_id), f"{letter.archived_at:%Y-%m-%d %H:%M}", *map(escape, told))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # into a file or a pipe nothing is cut
+    console = table_console()
     console.print(table)
     if total > len(letters):
         console.print(f"{len(letters)} of {total}; see more with --limit.")
@@ -130,11 +127,11 @@ def replay_(
     The documents and runs that failed with them go on. What cannot be sent again is named with the reason.
     """
     ids = _ids(letter_ids, _selection(kind, tenant, reason, since), everything, limit)
-    actor = _actor()
+    who = actor()
 
     def send(letter_id: UUID) -> Outcome:
         with operator_session() as session:  # one transaction a letter: one that cannot be sent stops no other
-            return replay(session, letter_id, actor=actor, again=again, dry_run=dry_run)
+            return replay(session, letter_id, actor=who, again=again, dry_run=dry_run)
 
     _each(ids, send, "would be replayed" if dry_run else "replayed")
 
@@ -159,11 +156,11 @@ def discard_(
     ids = _ids(letter_ids, _selection(kind, tenant, reason, since), everything, limit)
     if ids and not yes:
         click.confirm(f"Discard {len(ids)} dead letters?", abort=True)
-    actor = _actor()
+    who = actor()
 
     def drop(letter_id: UUID) -> Outcome:
         with operator_session() as session:
-            return discard(session, letter_id, actor=actor)
+            return discard(session, letter_id, actor=who)
 
     _each(ids, drop, "discarded")
 
@@ -196,7 +193,3 @@ def _each(ids: Sequence[UUID], act: Callable[[UUID], Outcome], done: str) -> Non
     click.echo(f"{len(ids) - failed} {done}" + (f", {failed} not" if failed else "") + ".")
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def _actor() -> str:
-    return f"operator:{getpass.getuser()}"

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.context import acting_as, chosen_tenant, table_console, tenant_option
 from shared.audit import entries_about
 from shared.database import operator_session, tenant_session
 from shared.documents.acting import as_operator, find_document, read_for
+from shared.documents.cancellation import cancel_ingestion
 from shared.documents.deletion import RESTORABLE, delete_document
 from shared.documents.history import VersionRow, read_history, roll_back
 from shared.documents.purge_requests import (
@@ -67,9 +68,10 @@ def documents(context: click.Context, tenant: str, email: str, limit: int) -> No
         why = f"{row.message} {row.next_action or ''}" if row.message else ""
         if row.waiting:
             until = f" until {row.waiting_until:%Y-%m-%d %H:%M}Z" if row.waiting_until else ""
-            why = f"waiting for {WAITING[row.waiting]}{until}. {why}".strip()
+            # A cause that a newer release wrote is better than no list.
+            why = f"waiting for {WAITING.get(row.waiting, row.waiting)}{until}. {why}".strip()
         table.add_row(f"[{colour}]{row.state}[/{colour}]", escape(row.title), done, row.source, escape(why))
-    Console().print(table)
+    table_console().print(table)
 
 
 @documents.command()
@@ -150,6 +152,26 @@ def rollback(group_tenant: str, document: str, version: int, tenant: str, source
             raise PermanentError("unknown-version", "The document has no such version.", "See its history.")
         roll_back(session, actor, document_id, found[0].version_id)
     click.echo(f"Version {version} answers now.")
+
+
+@documents.command()
+@click.argument("names", metavar="DOCUMENT…", nargs=-1, required=True)
+@tenant_option
+@source_option
+@click.pass_obj
+def cancel(group_tenant: str, names: tuple[str, ...], tenant: str, source: str) -> None:
+    """Stop what documents have in progress; an earlier version goes on answering, and nothing more is paid."""
+    tenant_id = chosen_tenant(tenant or group_tenant).tenant_id
+    actor = as_operator(tenant_id, getpass.getuser())
+    share = services().settings.documents_in_progress
+
+    def act(name: str) -> str:
+        with tenant_session(tenant_id) as session:
+            document_id = find_document(session, actor, name, source)
+            number = cancel_ingestion(session, actor, document_id, share)
+        return "cancelled" if number else "nothing was in progress"
+
+    _each(names, act)
 
 
 @documents.command()

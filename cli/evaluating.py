@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,8 +20,10 @@ from shared.conversations.feedback import golden_questions
 from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError
 from shared.retrieval import evidence, golden, judging
-from shared.retrieval.evaluation import MEASURES, Outcome, compare, evaluate
+from shared.retrieval.evaluation import MEASURES, Outcome, Reranking, compare, evaluate
+from shared.retrieval.passages import Passage
 from shared.retrieval.ranking import DEFAULT, Tuning
+from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
 from shared.retrieval.spaces import Space, active_space, space_by_name
 from shared.services import services
 from shared.tenants.directory import Principal
@@ -73,18 +76,28 @@ def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: st
 @space_option
 @click.option("--against-space", default="", help="A second space beside the first, say a campaign's.")
 @click.option("--against", "settings", multiple=True, help="A second setting, e.g. by_rank=true or lexical_weight=0.1.")
-def run(questions: Path, tenant: str, email: str, space: str, against_space: str, settings: tuple[str, ...]) -> None:
+@click.option("--rerank", is_flag=True, help="A second time, re-ranked by RERANK_MODEL or, if empty, the bundled one.")
+def run(
+    questions: Path,
+    tenant: str,
+    email: str,
+    space: str,
+    against_space: str,
+    settings: tuple[str, ...],
+    rerank: bool,
+) -> None:
     """Ask every question of a golden set and print the measures with 95 % intervals.
 
-    A second space or setting is asked the same questions; the differences are paired.
+    A second space or setting, or the same one re-ranked, is asked the same questions; the differences are paired.
     """
     asked = golden.read_questions(questions)
     principal, chosen = _who(tenant, email, space)
     outcomes = [_outcome(principal, chosen, asked, chosen.name, DEFAULT)]
-    if settings or against_space:
+    if settings or against_space or rerank:
         other = _who(tenant, email, against_space)[1] if against_space else chosen
-        name = " ".join((other.name, *settings))
-        outcomes.append(_outcome(principal, other, asked, name, _tuning(settings)))
+        model = (services().settings.rerank_model or BUNDLED) if rerank else ""
+        name = " ".join((other.name, *settings, *([f"re-ranked by {model}"] if model else [])))
+        outcomes.append(_outcome(principal, other, asked, name, _tuning(settings), model))
     table = Table("setting", *MEASURES, "ms p50", "ms p95")
     for outcome in outcomes:
         table.add_row(
@@ -101,6 +114,7 @@ def run(questions: Path, tenant: str, email: str, space: str, against_space: str
 @tenant_option
 @click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many questions.")
+@click.option("--parallel", default=1, show_default=True, type=click.IntRange(1, 16), help="Questions at once.")
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the answers to this file.")
 @click.option("--answers", "given", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Judge these.")
 @click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="And these beside them.")
@@ -109,6 +123,7 @@ def answers(
     tenant: str,
     email: str,
     limit: int | None,
+    parallel: int,
     save: Path | None,
     given: Path | None,
     against: Path | None,
@@ -125,7 +140,8 @@ def answers(
         principal = _member(tenant, email)
         track = Progress(console=Console(stderr=True), transient=True)
         with track:
-            found = list(track.track(answers_to(principal, asked, services()), total=len(asked), description="asking"))
+            given_now = answers_to(principal, asked, services(), parallel)
+            found = list(track.track(given_now, total=len(asked), description="asking"))
     else:
         found = golden.read_items(judging.Given, given)
     if save is not None:
@@ -189,14 +205,29 @@ def _who(tenant: str, email: str, space: str) -> tuple[Principal, Space]:
 
 
 def _outcome(
-    principal: Principal, space: Space, questions: Sequence[golden.Question], name: str, tuning: Tuning
+    principal: Principal,
+    space: Space,
+    questions: Sequence[golden.Question],
+    name: str,
+    tuning: Tuning,
+    rerank_model: str = "",
 ) -> Outcome:
     def embed(texts: Sequence[str]) -> list[list[float]]:
         asked = [space.as_query(question) for question in texts]
         return services().models.embed(asked, model=space.model, dimension=space.dimension, input_type="query")
 
-    with tenant_session(principal.tenant_id) as session:
-        return evaluate(session, principal, space, questions, embed, name=name, tuning=tuning)
+    reranking = _reranking(principal, space, rerank_model) if rerank_model else None
+    return evaluate(principal, space, questions, embed, name=name, tuning=tuning, reranking=reranking)
+
+
+def _reranking(principal: Principal, space: Space, model: str) -> Reranking:
+    settings, models = services().settings, services().models
+    payer = Payer(principal.tenant_id, settings.noesis_stage, services().clock.now())
+
+    def reorder(question: str, passages: Sequence[Passage]) -> list[Passage]:
+        return reordered(models, model, space, question, passages, partial(paid, models, payer))
+
+    return Reranking(settings.rerank_candidates, reorder)
 
 
 def _tuning(settings: Sequence[str]) -> Tuning:

@@ -120,9 +120,7 @@ def hints(found: dict[str, Any]) -> list[str]:
     if kind in INBOUND and "source_version" not in found:
         lines.append("source_version: without one, occurred_at decides which version is newer")
     if kind in INBOUND and "source_version" not in found and "occurred_at" not in found:
-        lines.append(
-            "occurred_at: without one, the time of delivery counts, and a late repeat looks like a new version"
-        )
+        lines.append("occurred_at: without one, the time of publishing counts, and what is sent again is a new version")
     if kind is DocumentSubmitted and "access" not in found:
         lines.append("access: without it, every member of the tenant may see the document")
     return lines

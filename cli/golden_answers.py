@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 from sqlalchemy import text
@@ -19,23 +20,33 @@ from shared.services import Services
 from shared.tenants.directory import Principal
 
 
-def answers_to(principal: Principal, questions: Sequence[Question], services: Services) -> Iterator[Given]:
+def answers_to(
+    principal: Principal, questions: Sequence[Question], services: Services, parallel: int = 1
+) -> Iterator[Given]:
     """Ask every question in a conversation of its own and yield its answer; the conversation is deleted afterwards.
 
-    What was asked to measure is no question of the tenant's: campaigns compare spaces on those. A run that waits for
-    budget, price, provider or a person counts as failed. Raises TransientError when the models cannot be reached.
+    `parallel` questions are under way at once; the answers come in the order of the questions. What was asked to
+    measure is no question of the tenant's: campaigns compare spaces on those. A run that waits for budget, price,
+    provider or a person counts as failed. Raises TransientError when the models cannot be reached.
     """
-    for question in questions:
+    _ = services.models  # made here: two threads would make two
+    with ThreadPoolExecutor(parallel) as threads:
         try:
-            with tenant_session(principal.tenant_id) as session:
-                run_id = ask(session, principal, question.question)
-        except PermanentError as error:
-            yield Given(id=question.id, failure=error.reason)
-            continue
-        try:
-            yield _answered(principal, question, run_id, services)
+            yield from threads.map(lambda question: _asked(principal, question, services), questions)
         finally:
-            _forget(principal, run_id)
+            threads.shutdown(cancel_futures=True)  # after a failure, or when nobody wants the rest
+
+
+def _asked(principal: Principal, question: Question, services: Services) -> Given:
+    try:
+        with tenant_session(principal.tenant_id) as session:
+            run_id = ask(session, principal, question.question)
+    except PermanentError as error:
+        return Given(id=question.id, failure=error.reason)
+    try:
+        return _answered(principal, question, run_id, services)
+    finally:
+        _forget(principal, run_id)
 
 
 def _answered(principal: Principal, question: Question, run_id: UUID, services: Services) -> Given:

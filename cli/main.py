@@ -16,6 +16,7 @@ COMMANDS = {
     "tenants": "cli.tenants",
     "submit": "cli.submitting",
     "ask": "cli.asking",
+    "runs": "cli.runs",
     "cancel": "cli.answers",
     "feedback": "cli.answers",
     "documents": "cli.documents",

@@ -198,15 +198,18 @@ message is JSON (UTF-8), its shape is in [schemas/](schemas/), the whole as Asyn
 ## Delivery
 - **At least once.** Any event may come more than once, in both directions. The same `event_id` is the same event:
   what has been handled may be ignored. Sent to us twice, it does nothing the second time.
-- **No order.** Events may overtake each other. We compare `source_version` (or, without one, `occurred_at`) for each
-  document: what is older than what we know changes nothing. Compare `source_version` in the outcomes likewise; an
+- **No order.** Events may overtake each other. We compare `source_version` (or, without one, `occurred_at`; without
+  that, when Pub/Sub first took the message) for each document: what is older than what we know changes nothing. A
+  time more than a day after the publishing is refused. Compare `source_version` in the outcomes likewise; an
   outcome of an older version says nothing about the newer one.
-- **Identity.** A document is (tenant, source, `external_id`). The same version again is a repeat; changed content
-  needs a higher `source_version`. Unchanged content is recognised and costs nothing.
-- **Outcome.** Every version that is accepted and not overtaken by a newer one ends in `document-indexed`,
-  `document-failed` or, after a withdrawal, `document-removed`. A version that fails leaves the one before it
-  answering. A failure of `attempts-exhausted` may be followed by `document-indexed`, when an operator (or the
-  platform by itself) has sent the message again.
+- **Identity.** A document is (tenant, source, `external_id`). The same version again is a repeat and
+  changes nothing: changed content, access, collection or metadata needs a higher `source_version`. Narrower
+  access holds from the moment it is received, for answers given before, too; wider access with the text it came
+  with. Unchanged content is recognised and costs nothing.
+- **Outcome.** Every version that is not overtaken by a newer one, even one that cannot be received, ends in
+  `document-indexed`, `document-failed` or, after a withdrawal, `document-removed`. A version that fails leaves the
+  one before it answering. A failure of `attempts-exhausted` may be followed by `document-indexed`, when an operator
+  (or the platform by itself) has sent the message again.
 - **Deletion.** People may delete a document that you sent: `document-removed` says so. What you sent before (by
   `occurred_at`) and versions known then change nothing any more; a higher `source_version` sent afterwards is a new
   submission and brings the document back. For 30 days people can restore it (`document-indexed` again), then it is
@@ -235,8 +238,10 @@ The `reason` of `document-failed`. Codes never change their meaning; new ones ma
 """
 
 _REFUSED = """## Why messages are refused
-A message that is refused here never becomes a document, and no outcome is sent: without a readable message from a
-bound source there is nobody to send it to. Operators find it with `noesis dead-letters list`.
+A message that is refused here never becomes a document. Where a `document-submitted` of a bound source still says
+`tenant_id` and `external_id`, its source hears `document-failed` with the reason (and the time of arrival in place of
+a version that cannot be read); of anything else no outcome is sent, for there is nobody to send it to. Operators find
+every such message with `noesis dead-letters list`.
 """
 
 _NEW_SOURCE = """## A new source

@@ -27,16 +27,26 @@ SOURCE = "upstream"
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @tenant_option
 @click.option("--collection", default="default", help="Collection the documents go to.")
+@click.option(
+    "--ids",
+    default="path",
+    show_default=True,
+    type=click.Choice(["path", "name"]),
+    help="What a document is known by; `name`: the file's without its ending, as golden sets name documents.",
+)
 @click.option("--wait/--no-wait", default=True, help="Wait until they are searchable or failed.")
 @click.option("--timeout", default=600, help="Longest wait in seconds.")
-def submit(paths: tuple[Path, ...], tenant: str, collection: str, wait: bool, timeout: int) -> None:
+def submit(paths: tuple[Path, ...], tenant: str, collection: str, ids: str, wait: bool, timeout: int) -> None:
     """Publish files (folders: all files below) to the platform's document topic.
 
-    The path is the document's id and the time of its last change its version, so an unchanged file sent again
+    The path is the document's id (--ids) and the time of its last change its version, so an unchanged file sent again
     changes nothing. Files over 256 KiB go to the object store first.
     """
     chosen = chosen_tenant(tenant)
-    events = [submission(chosen.tenant_id, path, collection, services()) for path in files_of(paths)]
+    named = {path: path.stem if ids == "name" else str(path.absolute())[-512:] for path in files_of(paths)}
+    if len(set(named.values())) < len(named):
+        raise click.BadParameter("two of the files have the same name", param_hint="--ids")
+    events = [submission(chosen.tenant_id, path, name, collection, services()) for path, name in named.items()]
     publish_all(events)
     console = Console(stderr=True)
     if not wait:
@@ -67,8 +77,8 @@ def files_of(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def submission(tenant_id: UUID, path: Path, collection: str, services: Services) -> DocumentSubmitted:
-    """The event for a file: inline when small, through the object store when not."""
+def submission(tenant_id: UUID, path: Path, name: str, collection: str, services: Services) -> DocumentSubmitted:
+    """The event for a file known by `name`: inline when small, through the object store when not."""
     with path.open("rb") as file:
         data = file.read(INLINE_LIMIT + 1)
         inline = len(data) <= INLINE_LIMIT
@@ -76,7 +86,7 @@ def submission(tenant_id: UUID, path: Path, collection: str, services: Services)
         uri = None if inline else services.storage.put_file(tenant_id, file)
     return DocumentSubmitted(
         tenant_id=tenant_id,
-        external_id=str(path.absolute())[-512:],
+        external_id=name,
         source_version=path.stat().st_mtime_ns // 1000,
         file_name=path.name,
         collection=collection,

@@ -75,10 +75,13 @@ def _serve(config: Path, host: str, port: int) -> None:
     from litellm.proxy.proxy_cli import run_server
     from litellm.proxy.proxy_server import app
 
-    from litellm_service import logs, reranking
+    from litellm_service import counting, direct, logs, reranking
 
+    if "DATABASE_URL" not in os.environ:
+        counting.leave_out()
     # Before LiteLLM's own routes, the last of which takes every path.
     app.router.routes.insert(0, reranking.route())
+    direct.install(app)
 
     gc.freeze()
     gc.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -104,8 +104,11 @@ def _asked(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _embedding_request(kwargs: dict[str, Any]) -> tuple[list[str], vectors.InputType]:
+    return read_embedding_request(kwargs["model"], kwargs["input"], _asked(kwargs))
+
+
+def read_embedding_request(name: str, given: Any, options: Mapping[str, Any]) -> tuple[list[str], vectors.InputType]:
     """Texts and input type of an embedding request, or InvalidRequest."""
-    name, given, options = kwargs["model"], kwargs["input"], _asked(kwargs)
     if name not in EMBEDDINGS:
         raise InvalidRequest(f"{name} is no embedding model")
     texts = [given] if isinstance(given, str) else given
@@ -125,13 +128,9 @@ def _embedding_request(kwargs: dict[str, Any]) -> tuple[list[str], vectors.Input
     return texts, "query" if options.get("input_type") == "query" else "passage"
 
 
-def _embedded(
-    response: EmbeddingResponse, name: str, texts: list[str], found: vectors.Vectors, options: dict[str, Any]
-) -> EmbeddingResponse:
-    """The OpenAI answer: lists of numbers, or float32 in base64 when asked for (a quarter of the bytes)."""
-    as_base64 = options.get("encoding_format") == "base64"
-    response.model = name
-    response.data = [
+def rows(found: vectors.Vectors, as_base64: bool) -> list[dict[str, Any]]:
+    """OpenAI's form of vectors: lists of numbers, or float32 in base64 when asked for (a quarter of the bytes)."""
+    return [
         {
             "object": "embedding",
             "index": index,
@@ -139,6 +138,13 @@ def _embedded(
         }
         for index, row in enumerate(found)
     ]
+
+
+def _embedded(
+    response: EmbeddingResponse, name: str, texts: list[str], found: vectors.Vectors, options: dict[str, Any]
+) -> EmbeddingResponse:
+    response.model = name
+    response.data = rows(found, options.get("encoding_format") == "base64")
     tokens = vectors.estimated_tokens(texts)
     response.usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)
     return response

@@ -135,7 +135,7 @@ def _function(name: str, declared: Mapping[str, Any], port: Port, base: Mapping[
     # gunicorn puts its control socket into this folder; in the default one the four functions would fight for it.
     runtime = home / "run" / name
     own = {
-        "THREADS": str(declared["concurrency"]),
+        "THREADS": str(declared.get("laptop_threads", declared["concurrency"])),
         "WORKERS": "1",
         "CLOUD_RUN_TIMEOUT_SECONDS": str(declared["timeout"]),
         "DATABASE_POOL": str(declared["pool"]),

@@ -1,4 +1,4 @@
-"""The one way to the database: an engine per role, a session bound to a tenant, bulk writing by COPY.
+"""The one way to the database: an engine per role, a session bound to a tenant, and how long a statement may take.
 
 Only this module knows the driver (pg8000). `tenant_session` is for everything that belongs to a tenant; row-level
 security sees the tenant through the transaction-local setting `app.tenant_id`. `operator_session` works across
@@ -7,15 +7,9 @@ tenants under a role of its own and is for maintenance and the CLI only (import-
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import socket
-import struct
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -27,6 +21,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from shared import tracing
+from shared.copying import array_literal, copy_binary_rows, copy_rows, vector_bytes, vector_literal
+from shared.driver import CALLED_ALONE, dollars, in_one_trip, ping, remember_conversions
 from shared.errors import NoesisError, SettingsError
 from shared.settings import get_settings
 
@@ -38,8 +34,21 @@ class LostWrite(NoesisError):
     """A write that had to hit a row hit none: the tenant is not set, or the row is not there."""
 
 
-def make_engine(url: str, pool_size: int, *, cloud_sql_instance: str = "") -> Engine:
-    """An engine for one role: pooled, pinged before use, safe against pg8000's desynchronisation."""
+SERVER_FIRST = 0.9
+"""Part of the driver's patience after which the server ends a statement itself. A driver that stops waiting leaves it
+running, with its locks, for nobody."""
+
+
+def make_engine(url: str, pool_size: int, *, cloud_sql_instance: str = "", statement_seconds: float = 30) -> Engine:
+    """An engine for one role: pooled, pinged before use, safe against pg8000's desynchronisation.
+
+    No statement takes longer than `statement_seconds`, nor waits longer for an answer, unless `patiently`.
+    """
+    limits = {
+        "timeout": statement_seconds,
+        "application_name": "noesis2",
+        "startup_params": {"statement_timeout": _milliseconds(statement_seconds)},
+    }
     options: dict[str, Any] = {
         "pool_size": pool_size,
         "max_overflow": 0,
@@ -50,99 +59,42 @@ def make_engine(url: str, pool_size: int, *, cloud_sql_instance: str = "") -> En
         "json_serializer": lambda value: json.dumps(value, ensure_ascii=False),
     }
     if cloud_sql_instance:
-        options["creator"] = _cloud_sql_creator(url, cloud_sql_instance)
+        options["creator"] = _cloud_sql_creator(url, cloud_sql_instance, limits)
         url = "postgresql+pg8000://"
     else:
-        options["connect_args"] = {"timeout": 30, "application_name": "noesis2"}
+        options["connect_args"] = limits
     engine = create_engine(url, **options)
-    _remember_conversions()
-    event.listen(engine, "connect", _in_one_trip)
-    engine.dialect.do_ping = _ping  # type: ignore[method-assign,assignment] # SQLAlchemy's own leaves a transaction open
+    remember_conversions()
+    event.listen(engine, "connect", in_one_trip)
+    engine.dialect.do_ping = ping  # type: ignore[method-assign,assignment] # SQLAlchemy's own leaves a transaction open
     event.listen(engine, "handle_error", _drop_desynchronised)
     return engine
 
 
-PING_SECONDS = 1.0
-"""A connection that answered a moment ago is taken to be alive; if it is not, the delivery is tried again."""
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, int(seconds * SERVER_FIRST * 1000)))
 
 
-@lru_cache(maxsize=2048)
-def _dollars(statement: str) -> str:
-    """The statement with $1, $2 … for its %s: what pg8000 makes of it, which takes a millisecond for a long one."""
-    from pg8000.dbapi import convert_paramstyle
+@contextmanager
+def patiently(session: Session, seconds: float) -> Iterator[Session]:
+    """Statements of the transaction at hand may take `seconds`, for work on all that a tenant has.
 
-    converted: str = convert_paramstyle("format", statement, ())[0]
-    return converted
-
-
-def _remember_conversions() -> None:
-    """Have pg8000 convert each statement once: it reads it character by character at every execution."""
-    import pg8000.legacy
-
-    original = pg8000.legacy.convert_paramstyle
-
-    def remembered(style: str, query: str, args: Any) -> Any:
-        # Only statements with parameters come here; the values of the format style are handed on as they are.
-        return (_dollars(query), args) if style == "format" else original(style, query, args)
-
-    if original.__module__.startswith("pg8000"):
-        pg8000.legacy.convert_paramstyle = remembered
-
-
-def _in_one_trip(connection: Any, _record: object) -> None:
-    """Have a new connection send a statement with its parameters in one round trip instead of three.
-
-    pg8000 waits for the answers to PARSE and DESCRIBE before it sends BIND and EXECUTE. None of them changes what it
-    sends, and the protocol lets them follow one another up to one SYNC
-    (https://www.postgresql.org/docs/16/protocol-flow.html#PROTOCOL-FLOW-PIPELINING). Parameters are encoded before
-    anything is sent.
+    For one transaction: what begins after a commit has the ordinary limit again (on the server at once, in the driver
+    at the end of this block).
     """
-    from pg8000 import core
-
-    if connection._usock.family in (socket.AF_INET, socket.AF_INET6):
-        # Else the end of what is longer than 8 KiB waits up to 40 ms for the beginning to be acknowledged.
-        connection._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    waiting = connection.execute_unnamed
-
-    def execute_unnamed(statement: str, vals: Any = (), oids: Any = (), stream: Any = None) -> Any:
-        if stream is not None:  # a SYNC sent ahead would be swallowed by COPY
-            return waiting(statement, vals=vals, oids=oids, stream=stream)
-        context = core.Context(statement)
-        parameters = core.make_params(connection.py_types, vals)
-        try:
-            connection.send_PARSE(core.NULL_BYTE, statement, oids)
-            connection.send_DESCRIBE_STATEMENT(core.NULL_BYTE)
-            connection.send_BIND(core.NULL_BYTE, parameters)
-            connection.send_EXECUTE()
-            core._write(connection._sock, core.SYNC_MSG)
-            core._flush(connection._sock)
-        except AttributeError:
-            if connection._sock is None:
-                raise core.InterfaceError("connection is closed") from None
-            raise
-        connection.handle_messages(context)
-        return context
-
-    connection.execute_unnamed = execute_unnamed
-
-
-def _ping(connection: Any) -> bool:
-    """Ask the server for a sign of life without beginning a transaction, which `call_alone` would be caught in."""
-    now = time.monotonic()
-    if now - getattr(connection, "pinged_at", -math.inf) < PING_SECONDS:
-        return True
-    before, connection.autocommit = connection.autocommit, True
+    driver = session.connection().connection.driver_connection
+    assert driver is not None
+    ordinary = driver._usock.gettimeout()
+    session.execute(text(f"set local statement_timeout = {_milliseconds(seconds)}"))
+    driver._usock.settimeout(seconds)
     try:
-        cursor = connection.cursor()
-        cursor.execute("select 1")
-        cursor.close()
+        yield session
     finally:
-        connection.autocommit = before
-    connection.pinged_at = now
-    return True
+        if driver._usock is not None:
+            driver._usock.settimeout(ordinary)
 
 
-def _cloud_sql_creator(url: str, instance: str) -> Any:
+def _cloud_sql_creator(url: str, instance: str, limits: dict[str, Any]) -> Any:
     # Imported late: the connector pulls in aiohttp, and a laptop never needs it.
     from google.cloud.sql.connector import Connector
 
@@ -150,7 +102,7 @@ def _cloud_sql_creator(url: str, instance: str) -> Any:
     # Lazy refresh: Cloud Run throttles the CPU between requests, a background refresh would not run (FACTS).
     connector = Connector(refresh_strategy="lazy")
     return lambda: connector.connect(
-        instance, "pg8000", user=address.username, password=address.password, db=address.database
+        instance, "pg8000", user=address.username, password=address.password, db=address.database, **limits
     )
 
 
@@ -198,6 +150,7 @@ def application_engine() -> Engine:
         settings.database_url.get_secret_value(),
         settings.database_pool,
         cloud_sql_instance=settings.cloud_sql_instance,
+        statement_seconds=settings.database_statement_seconds,
     )
 
 
@@ -208,7 +161,10 @@ def operator_engine() -> Engine:
     if settings.operator_database_url is None:
         raise SettingsError("OPERATOR_DATABASE_URL is not set: only maintenance and operators' commands have it.")
     return make_engine(
-        settings.operator_database_url.get_secret_value(), 2, cloud_sql_instance=settings.cloud_sql_instance
+        settings.operator_database_url.get_secret_value(),
+        2,
+        cloud_sql_instance=settings.cloud_sql_instance,
+        statement_seconds=settings.database_statement_seconds,
     )
 
 
@@ -220,15 +176,18 @@ def forget_engines() -> None:
         maker.cache_clear()
 
 
+class _TenantSession(Session):
+    """Bound by `_bind_tenant`, registered once for the class: for every session it was two thirds of making one."""
+
+
 @contextmanager
 def tenant_session(tenant_id: UUID) -> Iterator[Session]:
     """A session that sees the rows of one tenant. Commits at the end, rolls back on an error.
 
     `app.tenant_id` is set anew in every transaction of the session, so work after a `session.commit()` is still bound.
     """
-    session = Session(application_engine(), expire_on_commit=False)
+    session = _TenantSession(application_engine(), expire_on_commit=False)
     session.info["tenant_id"] = tenant_id
-    event.listen(session, "after_begin", _bind_tenant)
     with _closing(session), tracing.span("transaction", kind="client"):
         yield session
         session.commit()
@@ -250,9 +209,31 @@ def _closing(session: Session) -> Iterator[None]:
 
 
 def _bind_tenant(session: Session, _transaction: object, connection: Connection) -> None:
-    connection.execute(
-        text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": str(session.info["tenant_id"])}
-    )
+    tenant = UUID(str(session.info["tenant_id"]))
+    if connection.in_nested_transaction():
+        connection.execute(text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": str(tenant)})
+        return
+    # The driver would send its BEGIN by itself before the first statement: together they are one round trip.
+    with _driver_alone(connection):
+        connection.exec_driver_sql(f"begin; select set_config('app.tenant_id', '{tenant}', true)")
+
+
+event.listen(_TenantSession, "after_begin", _bind_tenant)
+
+
+@contextmanager
+def _driver_alone(connection: Connection) -> Iterator[None]:
+    """Statements in here are sent as they are, without a BEGIN before them.
+
+    By the driver's own switch: SQLAlchemy's isolation level would cost three round trips to set back.
+    """
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        driver.autocommit = False
 
 
 def call_alone(statement: str, values: Sequence[Any]) -> Any:
@@ -261,15 +242,9 @@ def call_alone(statement: str, values: Sequence[Any]) -> Any:
     For a function of ours that binds itself to the tenant it is given, transaction-locally like `tenant_session`.
     `statement` has the driver's %s for values.
     """
-    with application_engine().connect() as connection:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        # The driver's own switch: SQLAlchemy's isolation level would cost three round trips to set back.
-        driver.autocommit = True
-        try:
-            return connection.exec_driver_sql(statement, tuple(values)).scalar_one()
-        finally:
-            driver.autocommit = False
+    CALLED_ALONE.add(dollars(statement))
+    with application_engine().connect() as connection, _driver_alone(connection):
+        return connection.exec_driver_sql(statement, tuple(values)).scalar_one()
 
 
 @contextmanager
@@ -304,94 +279,24 @@ def write_one(session: Session, sql: str, values: dict[str, Any]) -> None:
         raise LostWrite(f"a write that had to hit one row hit {count}: {sql.split(' set ', maxsplit=1)[0][:60]}")
 
 
-def copy_rows(session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """Bulk insert by COPY; returns the number of new rows. Rows that already exist are left alone.
-
-    COPY into a table with row-level security is refused for a non-owner, so the rows go to a temporary table first
-    (FACTS: 16k rows/s against 0.3-0.8k/s by INSERT). The buffer is complete before the first byte is sent: a
-    generator that fails half-way would kill the connection. `table` and `columns` are code, never input.
-    """
-    buffer = io.BytesIO()
-    for row in rows:
-        buffer.write("\t".join(map(_copy_text, row)).encode() + b"\n")
-    return _copy(session, table, columns, buffer, "") if buffer.tell() else 0
-
-
-def copy_binary_rows(
-    session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[UUID | bytes]]
-) -> int:
-    """As `copy_rows`, for rows of ids and of values that are in PostgreSQL's binary form already (`vector_bytes`)."""
-    buffer = io.BytesIO()
-    head = struct.pack(">h", len(columns))
-    for row in rows:
-        buffer.write(head)
-        for value in row:
-            packed = value.bytes if isinstance(value, UUID) else value
-            buffer.write(struct.pack(">i", len(packed)) + packed)
-    if not buffer.tell():
-        return 0
-    whole = io.BytesIO(b"PGCOPY\n\xff\r\n\0" + bytes(8) + buffer.getvalue() + struct.pack(">h", -1))
-    return _copy(session, table, columns, whole, "(format binary)")
-
-
-def _copy(session: Session, table: str, columns: Sequence[str], buffer: io.BytesIO, options: str) -> int:
-    buffer.seek(0)
-    names = ", ".join(columns)
-    connection = session.connection()
-    # Made once for a connection, emptied by every commit: making it anew costs more than a small batch.
-    incoming = f"incoming_{table.replace('.', '_')}"
-    connection.exec_driver_sql(
-        f"create temporary table if not exists {incoming} on commit delete rows "
-        f"as select {names} from {table} with no data"
-    )
-    driver = connection.connection.driver_connection
-    assert driver is not None
-    cursor = driver.cursor()
-    try:
-        cursor.execute(f"copy pg_temp.{incoming} ({names}) from stdin {options}", stream=buffer)
-    except driver.Error as error:
-        raise DBAPIError("copy", None, error) from error
-    finally:
-        cursor.close()
-    insert = f"insert into {table} ({names}) select {names} from pg_temp.{incoming} on conflict do nothing"
-    count: int = connection.exec_driver_sql(insert).rowcount
-    connection.exec_driver_sql(f"delete from pg_temp.{incoming}")
-    return count
-
-
-_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
-
-
-def _copy_text(value: Any) -> str:
-    """One value in COPY's text format (https://www.postgresql.org/docs/16/sql-copy.html)."""
-    if value is None:
-        return "\\N"
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(value, int | float | UUID):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False).translate(_COPY_ESCAPES)
-    if isinstance(value, list | tuple):
-        return array_literal(value).translate(_COPY_ESCAPES)
-    if isinstance(value, str):
-        return value.translate(_COPY_ESCAPES)
-    raise TypeError(f"no COPY form for {type(value).__name__}")
-
-
-def array_literal(items: Iterable[object]) -> str:
-    """A PostgreSQL array literal of texts, for a `::text[]` or `::uuid[]` parameter."""
-    quoted = ('"' + str(item).replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
-    return "{" + ",".join(quoted) + "}"
-
-
-def vector_bytes(vector: Sequence[float]) -> bytes:
-    """A vector in pgvector's binary form (vector_send: dimension, 0, then 32-bit numbers), for `copy_binary_rows`."""
-    return struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)
-
-
-def vector_literal(vector: Iterable[float]) -> str:
-    """A pgvector literal, for a `::vector` parameter; 9 significant digits keep a float32 exactly."""
-    return "[" + ",".join(f"{x:.9g}" for x in vector) + "]"
+__all__ = [
+    "LostWrite",
+    "application_engine",
+    "array_literal",
+    "call_alone",
+    "copy_binary_rows",
+    "copy_rows",
+    "forget_engines",
+    "is_shared_failure",
+    "make_engine",
+    "metadata",
+    "operator_engine",
+    "operator_session",
+    "patiently",
+    "platform_session",
+    "sqlstate",
+    "tenant_session",
+    "vector_bytes",
+    "vector_literal",
+    "write_one",
+]

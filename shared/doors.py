@@ -27,9 +27,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared import tracing
 from shared.database import is_shared_failure, platform_session, tenant_session
-from shared.dead_letters.archive import ERASED, DeadLetter, archive, class_of, is_erased
+from shared.dead_letters.archive import ERASED, DeadLetter, class_of, is_erased
+from shared.dead_letters.refusals import archive_refused
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
-from shared.events import Message, TenantMessage, decode
+from shared.events import PUBLISHED, Message, TenantMessage, decode
 from shared.messaging import publish
 from shared.privacy.policies import policy_of
 from shared.push import NotAuthenticated, NotAuthorised, PushVerifier
@@ -133,11 +134,16 @@ def read_push(request: Request) -> Delivery:
         data = base64.b64decode(str(message.get("data") or ""), validate=True)
     except (binascii.Error, ValueError):
         data = b""
-    attributes = message.get("attributes")
+    given = message.get("attributes")
+    attributes = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
+    published = message.get("publishTime") or message.get("publish_time")
+    if published:
+        # It is not in the message itself, and must outlive redelivery, dead letter and replay.
+        attributes.setdefault(PUBLISHED, str(published)[:64])
     return Delivery(
         message_id=str(message.get("messageId") or message.get("message_id") or "")[:200],
         data=data,
-        attributes={str(k): str(v) for k, v in attributes.items()} if isinstance(attributes, dict) else {},
+        attributes=attributes,
         subscription=str(body.get("subscription") or "").rpartition("/")[2][:200],
         path=request.path,
     )
@@ -232,8 +238,8 @@ def _bury(delivery: Delivery, error: PermanentError, kind: str) -> Response:
         reason=error.reason,
         message=error.message,
     )
-    with platform_session() as session:
-        archive(session, [letter])
+    # A source hears of a submission that it wrote wrongly; what was understood has told its outcome itself.
+    archive_refused(letter, delivery.source if kind == "poison" else "", error)
     return Response(status=204)
 
 

@@ -1,11 +1,17 @@
 """Reading an embeddings answer in OpenAI's wire format: every vector checked, because a wrong one spoils the index.
 
+A vector is a list of numbers, or little-endian float32 in base64 (`encoding_format`), which is a quarter of the bytes
+and costs neither side the writing and reading of decimal numbers.
+
 Pure: decoded JSON in, vectors out.
 """
 
 from __future__ import annotations
 
+import base64
 import math
+import sys
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +48,7 @@ def read_vectors(answer: Any, texts: int, dimension: int) -> list[list[float]]:
         rows = sorted(answer["data"], key=lambda row: row["index"])
         if [row["index"] for row in rows] != list(range(texts)):
             raise ValueError(f"{len(rows)} vectors for {texts} texts")
-        if not all(isinstance(row["embedding"], list) for row in rows):
-            raise ValueError("a vector is not a list of numbers")
-        vectors = [[float(x) for x in row["embedding"]] for row in rows]
+        vectors = [_numbers(row["embedding"]) for row in rows]
         for vector in vectors:
             if len(vector) != dimension:
                 raise ValueError(f"dimension {len(vector)} instead of {dimension}")
@@ -55,6 +59,18 @@ def read_vectors(answer: Any, texts: int, dimension: int) -> list[list[float]]:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnusableVectors(error, 0) from None
     return vectors
+
+
+def _numbers(vector: Any) -> list[float]:
+    """A vector in either form. Raises ValueError, TypeError, OverflowError."""
+    if isinstance(vector, str):
+        numbers = array("f", base64.b64decode(vector, validate=True))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return numbers.tolist()
+    if not isinstance(vector, list):
+        raise ValueError("a vector is not a list of numbers")
+    return [float(x) for x in vector]
 
 
 def embedded(answer: Any, texts: int, dimension: int) -> Embedded:

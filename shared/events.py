@@ -14,8 +14,9 @@ import binascii
 import json
 import re
 import secrets
+import zlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID, uuid4
 
@@ -47,6 +48,15 @@ def _traceparent(value: str) -> str:
     return value if _TRACEPARENT.fullmatch(value) else new_traceparent()
 
 
+def _moment(value: datetime) -> datetime:
+    # What overflows in UTC would fail on every delivery instead of being refused once.
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a time that exists in UTC") from None
+    return value
+
+
 Text = Annotated[str, AfterValidator(_clean)]
 Name = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_clean)]
 SourceVersion = Annotated[int, Field(ge=0, lt=2**63)]
@@ -62,7 +72,7 @@ class Message(BaseModel):
     topic: ClassVar[str]
 
     event_id: UUID = Field(default_factory=uuid4)
-    occurred_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    occurred_at: Annotated[AwareDatetime, AfterValidator(_moment)] = Field(default_factory=lambda: datetime.now(UTC))
     idempotency_key: Annotated[Text, Field(max_length=256)] = ""
     traceparent: Annotated[str, AfterValidator(_traceparent)] = Field(default_factory=new_traceparent)
 
@@ -280,8 +290,19 @@ MESSAGES: dict[tuple[str, int], type[Message]] = {
 }
 
 
+PUBLISHED = "CloudPubSubDeadLetterSourceTopicPublishTime"
+"""Attribute with the time a message was first published: Pub/Sub's own name for it on what it forwards to a dead-letter
+topic (https://cloud.google.com/pubsub/docs/handling-failures); the doors add it to everything they take."""
+
+FUTURE = timedelta(days=1)
+"""How far a sender's clock may be ahead. A time beyond that would beat every later version and every deletion."""
+
+
 def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
     """The message behind a body and its attributes.
+
+    Without `occurred_at` the time of the first publish counts (attribute PUBLISHED), so that a redelivery or a replay
+    is never newer than what was sent after it.
 
     Raises PermanentError `malformed-message`, `unknown-message` or `tenant-mismatch`; the text names fields, never
     their values, because values are content.
@@ -300,11 +321,14 @@ def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
             "The message has a name or version that this release does not know.",
             "Check `name` and `version` against docs/events.md.",
         )
+    published = _published(attributes)
     try:
-        message = kind.model_validate(body)
+        message = kind.model_validate(_dated(body, data, published))
     except ValidationError as error:
         fields = sorted({_where(problem) for problem in error.errors(include_input=False, include_url=False)})
         raise _malformed("; ".join(fields)[:1000]) from None
+    if published is not None and message.occurred_at > published + FUTURE:
+        raise _malformed("occurred_at: lies more than a day after the message was published")
     stated = attributes.get("tenant_id")
     if stated is not None and isinstance(message, TenantMessage) and stated.lower() != str(message.tenant_id):
         raise PermanentError(
@@ -313,6 +337,51 @@ def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
             "Send the same tenant in both, or leave the attribute out.",
         )
     return message
+
+
+def _published(attributes: Mapping[str, str]) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(attributes.get(PUBLISHED, ""))
+        return found.astimezone(UTC) if found.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _dated(body: dict[str, Any], data: bytes, published: datetime | None) -> dict[str, Any]:
+    """The body with the time it was first published, if it tells no time itself.
+
+    Two submissions of a document in one publish request have the same millisecond: the microseconds follow from the
+    bytes, so that they stay two versions and each is the same one on every delivery.
+    """
+    if published is None or "occurred_at" in body:
+        return body
+    micro = published.microsecond // 1000 * 1000 + zlib.crc32(data) % 1000
+    return body | {"occurred_at": published.replace(microsecond=micro)}
+
+
+def submission_head(data: bytes, attributes: Mapping[str, str]) -> DocumentSubmitted | None:
+    """What a submission that `decode` refuses still says about itself: tenant, document, version, trace; no content.
+
+    None when it is no submission, or names no tenant (or two) or no document. A version or time that cannot be read
+    counts as absent, so the version is then the time of publishing.
+    """
+    try:
+        body = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict) or body.get("name") != DocumentSubmitted.wire_name:
+        return None
+    for versioning in (("source_version", "occurred_at"), ("occurred_at",), ()):
+        kept = {field: body[field] for field in ("tenant_id", "external_id", *versioning) if field in body}
+        trace = body.get("traceparent")
+        try:
+            dated = _dated(kept, data, _published(attributes))
+            head = DocumentSubmitted.model_validate(dated | {"content": "", "traceparent": trace or ""})
+        except ValidationError:
+            continue
+        stated = attributes.get("tenant_id")
+        return head if stated is None or stated.lower() == str(head.tenant_id) else None
+    return None
 
 
 def _where(problem: Any) -> str:

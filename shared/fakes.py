@@ -37,16 +37,21 @@ class FakeClock(Clock):
 
 @dataclass
 class FakeBus:
-    """Keeps what was published; `down` makes it refuse."""
+    """Keeps what was published; `down` makes it refuse everything, `gone` names topics that do not exist."""
 
     published: list[Outgoing] = field(default_factory=list)
     later: list[Outgoing] = field(default_factory=list)
     down: bool = False
+    gone: set[str] = field(default_factory=set)
 
     def publish(self, messages: Sequence[Outgoing]) -> None:
         """Take all messages, or none."""
         if self.down:
             raise ConnectionError("the bus is down")
+        if any(message.topic in self.gone for message in messages):
+            from google.api_core.exceptions import NotFound  # late: only tests of a missing topic need it
+
+            raise NotFound("Resource not found (resource=topic).")
         self.published.extend(messages)
 
     def publish_later(self, message: Outgoing) -> None:

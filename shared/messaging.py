@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -56,6 +56,9 @@ outbox = Table(
     Index("outbox_created_idx", "created_at"),
     schema="core",
 )
+
+CLOCK_SLACK = timedelta(seconds=5)
+"""How much earlier than its time by our clock a task may have run by the queue's; as in `shared.conversations.runs`."""
 
 TASK_GRACE = "30 seconds"
 """How long the process that wrote an outbox row has to flush it before the sweep does."""
@@ -142,14 +145,17 @@ class GoogleBus:
         schedule_time.FromDatetime(when)
         # Named by event and time: the flush and the sweep may both come by, the queue keeps one.
         name = f"{queue}/tasks/{message.event_id}-{int(when.timestamp())}"
+        task = tasks_v2.Task(name=name, http_request=request, schedule_time=schedule_time)
         try:
-            self._tasks.create_task(
-                parent=queue,
-                task=tasks_v2.Task(name=name, http_request=request, schedule_time=schedule_time),
-                timeout=settings.publish_timeout,
-            )
+            self._tasks.create_task(parent=queue, task=task, timeout=settings.publish_timeout)
         except AlreadyExists:
-            return
+            now = datetime.now(UTC)
+            if when - now > CLOCK_SLACK:
+                return
+            # A name stays taken after its task has run. This one came by another clock's time, was told to wait for
+            # the same moment again, and would be lost; a message too many finds nothing to do.
+            task.name = f"{name}-{int(now.timestamp() * 1000)}"
+            self._tasks.create_task(parent=queue, task=task, timeout=settings.publish_timeout)
 
     def _tasks_client(self) -> Any:
         from google.cloud import tasks_v2
@@ -249,20 +255,28 @@ def _flush(rows: Sequence[Outgoing]) -> None:
 
 def send(rows: Sequence[Outgoing]) -> bool:
     """Hand rows to the bus; False when it did not take them all (they stay in the outbox for the sweep)."""
+    return _attempt(rows) is None
+
+
+def _attempt(rows: Sequence[Outgoing]) -> Exception | None:
+    try:
+        _carry(rows)
+    except Exception as error:  # the one place: whatever keeps the bus from taking a message, it is safe and goes later
+        log.warning("publish failed, the outbox keeps %d messages for the sweep", len(rows), exc_info=True)
+        return error
+    return None
+
+
+def _carry(rows: Sequence[Outgoing]) -> None:
     now = datetime.now(UTC)
     later = [row for row in rows if row.not_before is not None and row.not_before > now]
     at_once = [row for row in rows if row not in later]
-    try:
-        with tracing.span("publish", kind="producer", messages=len(rows), topic=rows[0].topic if rows else ""):
-            carrier = bus()
-            if at_once:
-                carrier.publish(at_once)
-            for row in later:
-                carrier.publish_later(row)
-    except Exception:  # the one place: whatever keeps the bus from taking a message, the row is safe and goes later
-        log.warning("publish failed, the outbox keeps %d messages for the sweep", len(rows), exc_info=True)
-        return False
-    return True
+    with tracing.span("publish", kind="producer", messages=len(rows), topic=rows[0].topic if rows else ""):
+        carrier = bus()
+        if at_once:
+            carrier.publish(at_once)
+        for row in later:
+            carrier.publish_later(row)
 
 
 PLATFORM = UUID(int=0)
@@ -281,7 +295,8 @@ def send_command(message: Message) -> bool:
 def flush_stale(limit: int = 500) -> int:
     """Publish what is left in the outbox of all tenants; returns how many messages left. For the sweep.
 
-    Raises TransientError when the bus does not take them: the sweep comes again in a minute.
+    A message that the bus refuses for itself (its topic is gone) goes to the end of the line and holds up nobody.
+    Raises TransientError when the bus does not take messages at all: the sweep comes again in a minute.
     """
     statement = text(
         "select tenant_id, event_id, topic, data, attributes, not_before from core.outbox "
@@ -291,14 +306,41 @@ def flush_stale(limit: int = 500) -> int:
     with operator_session() as session:
         found = session.execute(statement, {"grace": TASK_GRACE, "limit": limit}).all()
         rows = [Outgoing(*row) for row in found]
-        if rows and not send(rows):
-            raise TransientError("the bus does not take messages")
+        refused = [] if not rows or send(rows) else _send_apart(rows)
         for row in rows:
+            done = "update core.outbox set created_at = now()" if row in refused else "delete from core.outbox"
             session.execute(
-                text("delete from core.outbox where tenant_id = :tenant and event_id = :id"),
+                text(f"{done} where tenant_id = :tenant and event_id = :id"),
                 {"tenant": row.tenant_id, "id": row.event_id},
             )
-    return len(rows)
+    return len(rows) - len(refused)
+
+
+def _send_apart(rows: Sequence[Outgoing]) -> list[Outgoing]:
+    """Send one by one what did not go together; returns those that the bus refuses whatever else there is.
+
+    Raises TransientError at the first that fails for a cause that everybody shares.
+    """
+    refused = []
+    for row in rows:
+        error = _attempt([row])
+        if error is None:
+            continue
+        if not _is_refusal(error):
+            raise TransientError("the bus does not take messages") from error
+        refused.append(row)
+        told = {"topic": row.topic, "event_id": str(row.event_id), "tenant_id": str(row.tenant_id)}
+        log.error("the bus refuses a message (%s), it stays in the outbox", type(error).__name__, extra=told)
+    return refused
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the bus refuses this message (https://cloud.google.com/pubsub/docs/reference/error-codes), and would
+    take others: no such topic, no right to it, or a message that it does not allow."""
+    from google.api_core.exceptions import BadRequest, Forbidden, NotFound
+    from google.cloud.pubsub_v1.publisher.exceptions import MessageTooLargeError
+
+    return isinstance(error, NotFound | Forbidden | BadRequest | MessageTooLargeError)
 
 
 def storable(value: str) -> str:

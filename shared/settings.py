@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     cloud_sql_instance: str = ""
     """`project:region:instance`: connect through the Cloud SQL connector; the URL then only names user and database."""
     database_pool: int = Field(default=5, ge=1, le=50)
+    database_statement_seconds: float = Field(default=30, gt=0, le=600)
+    """How long a statement of the services may take; work on all that a tenant has takes its own time."""
 
     # Models, always through the LiteLLM proxy.
     litellm_url: str = "http://127.0.0.1:4000"

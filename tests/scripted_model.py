@@ -69,7 +69,7 @@ class Script:
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     billed: Counter[str] = field(default_factory=Counter)
-    """Tokens `in` and `out` of every answer whose usage went out, and `embedded` ones."""
+    """Tokens `in` and `out` of every answer whose usage went out, `embedded` and `reranked` ones."""
     before_piece: Callable[[int], None] = lambda _number: None
     """Called before each piece of an answer, in the request's thread: a person who cancels meanwhile, say."""
     reply_seconds: float = 0.0
@@ -87,6 +87,10 @@ class Script:
 
     def sell(self, texts: list[str]) -> None:
         """Told which texts a vector is wanted of."""
+
+    def judge(self, question: str, documents: list[str]) -> list[float]:
+        """Told what is to be re-ranked; the later, the more relevant."""
+        return [number / 100 for number in range(len(documents))]
 
     def bill(self, **tokens: int) -> None:
         """Write on the bill."""
@@ -118,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/embeddings"):
             self._embed(body)
             return
+        if self.path.endswith("/rerank"):
+            self._rerank(body)
+            return
         say = self.script.next(body)
         if say.fault in REFUSED:
             self._refuse(say.fault)
@@ -141,6 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.script.bill(embedded=tokens)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         self._whole(200, json.dumps({"object": "list", "model": "m", "data": rows, "usage": usage}).encode())
+
+    def _rerank(self, body: dict[str, Any]) -> None:
+        tokens = tokens_of([body["query"], body["documents"]])
+        relevances = self.script.judge(body["query"], body["documents"])
+        self.script.bill(reranked=tokens)
+        rows = [{"index": n, "relevance_score": relevance} for n, relevance in enumerate(relevances)]
+        self._whole(200, json.dumps({"results": rows, "meta": {"tokens": {"input_tokens": tokens}}}).encode())
 
     def _stream(self, body: dict[str, Any], say: Say) -> None:
         """Word by word as server-sent events; `cut` and `truncated` end in the middle."""

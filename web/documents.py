@@ -13,6 +13,7 @@ from flask_babel import gettext as _
 
 from shared.database import tenant_session
 from shared.documents.acting import as_curator
+from shared.documents.cancellation import cancel_ingestion
 from shared.documents.deletion import delete_document
 from shared.documents.reading import (
     ChunkView,
@@ -20,7 +21,7 @@ from shared.documents.reading import (
     list_documents,
     read_chunk,
     read_document,
-    submit_upload,
+    submit_blob,
 )
 from shared.documents.restoring import restore_document
 from shared.documents.storing import Batch
@@ -83,8 +84,10 @@ def upload() -> Response | tuple[Response, int]:
 
 def _submit(name: str, data: bytes, media_type: str) -> DocumentRow:
     version = int(services().clock.now().timestamp() * 1_000_000)
+    # Before the session: no connection waits for a store that takes its time.
+    uri = services().storage.put(principal().tenant_id, data)
     with tenant_session(principal().tenant_id) as session:
-        document_id = submit_upload(session, principal(), services().storage, name, data, media_type, version=version)
+        document_id = submit_blob(session, principal(), uri, name, media_type, version=version)
     with tenant_session(principal().tenant_id) as session:
         row = read_document(session, principal(), document_id)
     if row is None:  # the same name is on another's access list: stored as a new version, but not shown
@@ -99,6 +102,15 @@ def delete(document_id: UUID) -> Response:
     with tenant_session(who.tenant_id) as session:
         number = delete_document(session, as_curator(who), document_id)
     return jsonify(deleted=number)
+
+
+@blueprint.post("/documents/<uuid:document_id>/cancel")
+def cancel(document_id: UUID) -> Response:
+    """Stop what a document has in progress; what answers goes on answering. 404 as for `delete`."""
+    who, settings = principal(), services().settings
+    with tenant_session(who.tenant_id) as session:
+        number = cancel_ingestion(session, as_curator(who), document_id, settings.documents_in_progress)
+    return jsonify(cancelled=number)
 
 
 @blueprint.post("/documents/<uuid:document_id>/restore")

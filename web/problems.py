@@ -76,9 +76,13 @@ def document_too_large() -> Response:
     )
 
 
+STATUS = {"key-used-already": 409}
+"""Reasons whose status is not 422."""
+
+
 def _permanent(error: PermanentError) -> Response:
     message, next_action = explain(error.reason, error.message, error.next_action)
-    return refuse(422, error.reason, message, next_action)
+    return refuse(STATUS.get(error.reason, 422), error.reason, message, next_action)
 
 
 def _too_large(_error: RequestEntityTooLarge) -> Response:

@@ -10,7 +10,8 @@ from flask import Blueprint, Response, abort, g, jsonify, render_template, reque
 from flask_babel import gettext as _
 
 from shared.conversations.feedback import give_feedback
-from shared.conversations.runs import Run, RunEvent, ask, events_after, read_run, recent_runs
+from shared.conversations.history import recent_conversations
+from shared.conversations.runs import Run, RunEvent, ask, conversation_runs, events_after, read_run, recent_runs
 from shared.conversations.waiting import cancel
 from shared.database import tenant_session
 from shared.documents.acting import CURATING_ROLES
@@ -49,7 +50,7 @@ def home() -> str:
 def create() -> Response | tuple[Response, int, dict[str, str]]:
     """Ask: JSON `{"question": …, "conversation_id": …}`, the latter to continue one; 201 with the run.
 
-    The same `Idempotency-Key` is the same run.
+    The same `Idempotency-Key` is the same run; with another question it is 409.
     """
     body = _body()
     key = request.headers.get("Idempotency-Key", "")
@@ -74,6 +75,37 @@ def index() -> Response:
         runs = recent_runs(session, principal())
     fields = ("id", "question", "state", "no_evidence", "created_at")
     return jsonify(runs=[{name: _run(run)[name] for name in fields} for run in runs])
+
+
+@blueprint.get("/conversations")
+def conversations() -> Response:
+    """The member's conversations, the one with the newest question first; `run_id` is that question."""
+    with tenant_session(principal().tenant_id) as session:
+        found = recent_conversations(session, principal())
+    return jsonify(
+        conversations=[
+            {
+                "id": str(one.conversation_id),
+                "title": one.title,
+                "questions": one.questions,
+                "run_id": str(one.run_id),
+                "state": one.state,
+                "no_evidence": bool(one.no_evidence),
+                "asked_at": one.asked_at.isoformat(),
+            }
+            for one in found
+        ]
+    )
+
+
+@blueprint.get("/conversations/<uuid:conversation_id>")
+def conversation(conversation_id: UUID) -> Response:
+    """The last runs of a conversation of the member, oldest first, or 404, also for somebody else's."""
+    with tenant_session(principal().tenant_id) as session:
+        runs = conversation_runs(session, principal(), conversation_id)
+    if not runs:
+        abort(404)
+    return jsonify(runs=[_run(run) for run in runs])
 
 
 @blueprint.get("/runs/<uuid:run_id>")
@@ -177,6 +209,7 @@ def _run(run: Run) -> dict[str, Any]:
         "answer": run.answer,
         "no_evidence": bool(run.no_evidence),
         "partial": run.partial,
+        "findings": list(run.findings),
         "waiting_for": run.waiting_for,
         "cost_eur": f"{run.cost_eur:f}",
         "model": run.model,

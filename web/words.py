@@ -44,6 +44,19 @@ def _questions() -> dict[str, str]:
         "passage-loading": _("Opening the passage …"),
         "passage-gone": _("This passage is no longer available: its document was removed, or you may not see it."),
         "passage-old": _("From an earlier version of the document."),
+        "checked": _("Checked: {what}"),
+        "checked.dropped": _("A draft was dropped because nothing in it was proven: {what}"),
+        "finding.invented": _("invented quotation"),
+        "finding.altered-number": _("altered number"),
+        "finding.mixed-sources": _("quotation sewn together from two passages"),
+        "finding.wrong-number": _("wrong source"),
+        "finding.unsupported": _("statement its source does not carry"),
+        "finding.unmarked": _("statement without a source"),
+        "finding.prompt-withheld": _("instructions to the model withheld"),
+        "finding.address-removed": _("web address removed"),
+        "ask.first": _("Ask your documents a question"),
+        "ask.on": _("Ask a follow-up question"),
+        "questions": _("{count} questions"),
         "no-questions": _("Your questions will be kept here."),
         "run.queued": _("waiting"),
         "run.running": _("being answered"),
@@ -58,6 +71,8 @@ def _questions() -> dict[str, str]:
 
 def _documents() -> dict[str, str]:
     return {
+        "cancel": _("Stop"),
+        "cancel-document": _("Stop adding “{title}”"),
         "delete": _("Delete “{title}”"),
         "delete-sure": _("Delete “{title}”? It is hidden at once, and can be restored for 30 days."),
         "deleted": _("“{title}” was deleted."),

@@ -97,7 +97,7 @@ def run_graph(work: Work) -> tuple[RunState, bool]:
 
     lease = work.lease
     fresh = lease.epoch == 1
-    graph = build(work, Checkpointer(lease.tenant_id, work.journal.held, keep=work.journal.keep, fresh=fresh))
+    graph = build(Checkpointer(lease.tenant_id, work.journal.held, keep=work.journal.keep, fresh=fresh))
     config: dict[str, Any] = {"configurable": {"thread_id": str(lease.run_id)}, "recursion_limit": 10_000}
     start: Any = {"question": lease.question}
     if not fresh:
@@ -111,7 +111,7 @@ def run_graph(work: Work) -> tuple[RunState, bool]:
             start = Command(resume=True) if "approve" in pending else None
             if start is not None and not _decided(work, snapshot.values):
                 return snapshot.values, True
-    state = graph.invoke(start, config, durability="sync")
+    state = graph.invoke(start, config, context=work, durability="sync")
     return state, bool(state.get("__interrupt__"))
 
 
@@ -197,4 +197,5 @@ def _answer(state: RunState, total: Any, spent: Any) -> Answer:
         language=language_of(state["question"]),
         prompts=" ".join(total.prompts),
         space_id=UUID(state["space_id"]) if state.get("space_id") else None,
+        findings=tuple(state.get("findings") or ()),
     )

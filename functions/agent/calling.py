@@ -7,6 +7,7 @@ transaction under the run's epoch. Texts leave masked and come back with their n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,13 @@ from shared.database import tenant_session
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
 from shared.llm import ChatReply, ToolCall, UnusableVectors
 from shared.money.budgets import LONGEST_WAIT, OverBudget, run_limit
-from shared.money.gates import close_gate, closed_until
-from shared.money.ledger import Call, Reservation, lock_call, release, reserve, settle, spent_on
+from shared.money.gates import close_gate
+from shared.money.ledger import Call, Reservation, Spent, release, reserve_alone, settle
 from shared.money.prices import most_tokens
+from shared.money.standing import standing_of
 from shared.privacy.pseudonyms import Pseudonyms, pseudonyms_for
+from shared.rerankings import Reranked, UnusableRanking
+from shared.retrieval.reranking import billed
 from shared.retrieval.spaces import Space
 from shared.services import Services
 
@@ -138,27 +142,51 @@ class Caller:
         self._finish(key, "", opened, {"vector": vector}, answer.tokens, 0)
         return vector
 
+    def rerank(self, key: str, model: str, question: str, documents: Sequence[str]) -> Reranked:
+        """What a paid model says each document is worth for the question, made once under `key`. Raises as `chat`.
+
+        The search before it is no stored call, so a resumed run may find other documents: those are another call.
+        """
+        hidden = self.pseudonyms
+        question, documents = hidden.mask(question), [hidden.mask(document) for document in documents]
+        shown = json.dumps([model, question, documents], ensure_ascii=False)
+        key = f"{key}:{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+        opened = self._open(key, model, billed(question, documents), 0, 1.0)
+        if isinstance(opened, ModelCall):
+            return Reranked([float(x) for x in opened.reply["relevances"]], opened.input_tokens)
+        try:
+            with tracing.span(
+                "rerank", kind="client", operation="rerank", model=model, documents=len(documents)
+            ) as span:
+                found = self.services.models.rerank(question, documents, model=model)
+                span.set(input_tokens=found.tokens)
+        except (Postponed, PermanentError, TransientError) as error:
+            self._give_back(opened, error, [])
+        self._finish(key, "", opened, {"relevances": found.relevances}, found.tokens, 0)
+        return found
+
     def _open(self, key: str, model: str, sent: list[str], most_output: int, share: float) -> ModelCall | Reservation:
         """What was finished under the key, or the reservation to make the call; in one transaction of the run."""
         settings, now = self.services.settings, self.services.clock.now()
         lease = self.lease
         with self.journal.held() as session:
-            finished = find_call(session, lease, key)
+            # Under its first lease a run makes each call once: nothing can be finished yet.
+            finished = find_call(session, lease, key) if lease.epoch > 1 else None
             if finished is not None:
                 return finished
-            until = closed_until(session, model, now)
-            if until is not None:
-                raise ProviderClosed(until, "waiting for provider")
+            standing = standing_of(session, lease.tenant_id, lease.run_id, model, now)
+            if standing.closed_until is not None:
+                raise ProviderClosed(standing.closed_until, "waiting for provider")
             call = Call(lease.tenant_id, uuid5(lease.run_id, key), model, run_id=lease.run_id)
-            lock_call(session, call, now, sole=True)
-            reservation = reserve(session, call, sent, settings.noesis_stage, now, most_output=most_output)
-            self._within_run(session, reservation, share)
+            reservation = reserve_alone(
+                session, call, standing.price, sent, settings.noesis_stage, now, most_output=most_output
+            )
+            self._within_run(session, reservation, standing.spent, share)
         return reservation
 
-    def _within_run(self, session: Session, reservation: Reservation, share: float) -> None:
+    def _within_run(self, session: Session, reservation: Reservation, spent: Spent, share: float) -> None:
         """Hold the call against what one question may take. Raises TokensSpent or OverBudget."""
         tenant_id, settings = self.lease.tenant_id, self.services.settings
-        spent = spent_on(session, tenant_id, self.lease.run_id)
         tokens = spent.tokens + spent.output_tokens + reservation.most + reservation.most_output
         if tokens > settings.run_tokens * share:
             raise TokensSpent
@@ -247,7 +275,7 @@ class Caller:
         tokens = output = 0
         if isinstance(error, CutOff) and error.input_tokens:
             tokens, output = error.input_tokens, error.output_tokens
-        elif isinstance(error, UnusableVectors):
+        elif isinstance(error, UnusableVectors | UnusableRanking):
             tokens = error.tokens
         elif said:
             tokens, output = reservation.most, min(most_tokens(["".join(said)]), reservation.most_output)

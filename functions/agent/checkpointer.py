@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from langgraph.checkpoint.base import (
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from functions.agent.parts import FORMAT, Stored, divide, unite
 from shared.conversations.steps import Step
 from shared.database import tenant_session
 
@@ -35,6 +37,9 @@ _PUT = text(
     "on conflict (tenant_id, thread_id, checkpoint_ns, checkpoint_id) "
     "do update set kind = excluded.kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata"
 )
+
+FIRST_TASK = 1
+"""LangGraph counts from -1: the input as it came, 0: the input in its channels, 1: what the first node did."""
 
 _KEPT = ("__interrupt__", "__resume__")
 """Channels (langgraph.checkpoint.serde.types) whose writes are needed to go on; an error is only tried again."""
@@ -47,8 +52,10 @@ class Checkpointer(BaseCheckpointSaver[int]):
 
     `transaction` opens the transaction of every write; it may raise Superseded to refuse it. `keep` stores a step
     instead, for a run with one task a step, whose effects are stored under keys of their own: then what a task has
-    written need not be stored apart from the checkpoint that follows (interrupts are), a step is one statement, and
-    only the last checkpoint stays. `fresh`: nothing of this thread can be stored yet, so nobody looks.
+    written need not be stored apart from the checkpoint that follows (interrupts are), a step is one statement that
+    brings what is new (`functions.agent.parts`), and only the last checkpoint stays. What comes before the first task
+    is not stored: it holds the input and nothing that was done. `fresh`: nothing of this thread can be stored yet, so
+    nobody looks.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Checkpointer(BaseCheckpointSaver[int]):
         self._transaction = transaction or (lambda: tenant_session(tenant_id))
         self._keep = keep
         self._fresh = fresh
+        self._stored: dict[tuple[str, str], Stored] = {}
+        self._put_off: dict[tuple[str, str], Callable[[], None]] = {}
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that the config names, or the thread's last one."""
@@ -116,11 +125,29 @@ class Checkpointer(BaseCheckpointSaver[int]):
         )
         return CheckpointTuple(
             config=_config(row.thread_id, row.checkpoint_ns, row.checkpoint_id),
-            checkpoint=self.serde.loads_typed((row.kind, row.checkpoint)),
+            checkpoint=self._checkpoint(session, row),
             metadata=row.metadata,
             parent_config=_config(row.thread_id, row.checkpoint_ns, row.parent_id) if row.parent_id else None,
             pending_writes=[(w.task_id, w.channel, self.serde.loads_typed((w.kind, w.value))) for w in writes],
         )
+
+    def _checkpoint(self, session: Session, row: Any) -> Checkpoint:
+        """The whole checkpoint of a row; of one in parts it is remembered what is stored."""
+        if row.kind != FORMAT:
+            whole: Checkpoint = self.serde.loads_typed((row.kind, row.checkpoint))
+            return whole
+        parts = session.execute(
+            text(
+                "select channel, first, kind, value from core.checkpoint_parts where tenant_id = :tenant "
+                "and thread_id = :thread and checkpoint_ns = :ns"
+            ),
+            {"tenant": self._tenant_id, "thread": row.thread_id, "ns": row.checkpoint_ns},
+        )
+        by_place = {(part.channel, part.first): (part.kind, part.value) for part in parts}
+        checkpoint, channels = unite(self.serde, self.serde.loads_typed(("msgpack", row.checkpoint)), by_place)
+        # Rows come newest first, and what this saver has stored itself is newer than any.
+        self._stored.setdefault((row.thread_id, row.checkpoint_ns), Stored(channels=channels))
+        return checkpoint
 
     def put(
         self,
@@ -132,12 +159,17 @@ class Checkpointer(BaseCheckpointSaver[int]):
         """Store a checkpoint under its parent."""
         place = config["configurable"]
         ns = place.get("checkpoint_ns", "")
-        kind, blob = self.serde.dumps_typed(checkpoint)
         about = json.dumps(get_checkpoint_metadata(config, metadata), ensure_ascii=False)
         parent = place.get("checkpoint_id")
         if self._keep is not None:
-            self._keep(Step(place["thread_id"], ns, checkpoint["id"], parent, kind, blob, about))
+            store = partial(self._keep_step, place["thread_id"], ns, checkpoint, new_versions, parent, about)
+            self._put_off.pop((place["thread_id"], ns), None)
+            if metadata["step"] < FIRST_TASK:
+                self._put_off[place["thread_id"], ns] = store
+                return _config(place["thread_id"], ns, checkpoint["id"])
+            store()
         else:
+            kind, blob = self.serde.dumps_typed(checkpoint)
             values = {
                 "tenant": self._tenant_id,
                 "thread": place["thread_id"],
@@ -153,6 +185,25 @@ class Checkpointer(BaseCheckpointSaver[int]):
         self._fresh = False
         return _config(place["thread_id"], ns, checkpoint["id"])
 
+    def _keep_step(
+        self,
+        thread: str,
+        ns: str,
+        checkpoint: Checkpoint,
+        new_versions: ChannelVersions,
+        parent: str | None,
+        about: str,
+    ) -> None:
+        assert self._keep is not None
+        stored = self._stored.setdefault((thread, ns), Stored())
+        divided = divide(self.serde, checkpoint, new_versions, stored)
+        kind, blob = self.serde.dumps_typed(divided.body)
+        # Before it is kept: tasks of the next step may write while this one is on its way.
+        taken, stored.written = None if stored.written else stored.last, False
+        form = FORMAT if divided.channels else kind
+        self._keep(Step(thread, ns, checkpoint["id"], parent, form, blob, about, taken, divided.parts))
+        stored.last, stored.channels = checkpoint["id"], divided.channels
+
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
@@ -161,6 +212,10 @@ class Checkpointer(BaseCheckpointSaver[int]):
         replace = all(channel in WRITES_IDX_MAP for channel, _ in writes)
         if self._keep is not None and all(channel not in _KEPT for channel, _ in writes):
             return
+        key = (place["thread_id"], place.get("checkpoint_ns", ""))
+        if key in self._put_off:
+            self._put_off.pop(key)()
+        self._stored.setdefault(key, Stored()).written = True
         conflict = "do update set channel = excluded.channel, kind = excluded.kind, value = excluded.value"
         with self._transaction() as session:
             for position, (channel, value) in enumerate(writes):
@@ -189,11 +244,12 @@ class Checkpointer(BaseCheckpointSaver[int]):
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""
         with tenant_session(self._tenant_id) as session:
-            for table in ("checkpoint_writes", "checkpoints"):
+            for table in ("checkpoint_writes", "checkpoint_parts", "checkpoints"):
                 session.execute(
                     text(f"delete from core.{table} where tenant_id = :tenant and thread_id = :thread"),
                     {"tenant": self._tenant_id, "thread": thread_id},
                 )
+        self._stored.clear()
 
     # The agent runs synchronously; these exist because the conformance suite and LangGraph's tools call them.
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:

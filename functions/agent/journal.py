@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.conversations.runs import Lease, RunEvent, append_events, hold
+from shared.conversations.runs import Lease, RunEvent, hold
 from shared.conversations.steps import Step, keep
 from shared.conversations.waiting import still_wanted
 from shared.database import tenant_session
@@ -57,8 +57,7 @@ class Journal:
             before = self._seq
             try:
                 with tenant_session(self._lease.tenant_id) as session:
-                    hold(session, self._lease)
-                    append_events(session, self._lease, events)
+                    hold(session, self._lease, events)
                     self._seq += len(events)  # inside already: who ends the run here numbers its own event after these
                     yield session
             except BaseException:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from functions.agent.citations import foreign_language, verify
-from functions.agent.output_checks import addresses, clean, withhold
+from functions.agent.output_checks import REMOVED, addresses, clean, withhold
 from functions.agent.prompts import NAMES, NO_EVIDENCE, again_in, answer_messages, prompt
 from functions.agent.state import PartState, PassageState, RunState
 from functions.agent.wording import (
@@ -21,7 +22,7 @@ from shared.database import tenant_session
 from shared.retrieval.context import with_context
 from shared.retrieval.evidence import weigh
 from shared.retrieval.passages import Passage
-from shared.retrieval.reranking import BUNDLED, Payer, candidates_wanted, improved
+from shared.retrieval.reranking import BUNDLED, candidates_wanted, improved
 from shared.retrieval.search import search
 from shared.retrieval.spaces import active_space
 
@@ -39,7 +40,7 @@ def retrieve(work: Work, state: RunState) -> dict[str, Any]:
     work.journal.step("retrieve")
     lease, tries = work.lease, state.get("tries", 0)
     query = state.get("query") or state.get("standalone") or state["question"]
-    with work.journal.held() as session:  # tells readers, too, that the search begins
+    with tenant_session(lease.tenant_id) as session:
         space = active_space(session, lease.tenant_id)
         work.caller.prepare(session)
     vector = work.caller.embed(f"embed:{tries}", query, space)
@@ -49,8 +50,8 @@ def retrieve(work: Work, state: RunState) -> dict[str, Any]:
         found = search(session, lease.tenant_id, lease.member_id, space, query, vector, top_k=most)
     evidence = weigh(found, space)
     if settings.rerank_model:
-        payer = Payer(lease.tenant_id, settings.noesis_stage, work.services.clock.now(), lease.run_id)
-        found, by = improved(work.services.models, settings, space, query, found, payer)
+        judge = partial(work.caller.rerank, f"rerank:{tries}")
+        found, by = improved(work.services.models, settings, space, query, found, judge)
         evidence = weigh(found, space) if by == BUNDLED else evidence
     found = found[:TOP_K]
     if work.able.writes:
@@ -130,11 +131,14 @@ def finish(work: Work, state: RunState) -> dict[str, Any]:
         return {"answer": state["answer"]}
     # An address may stay when the answer quotes it, word for word, from what it cites; a model cannot add to it.
     quoted = [address for citation in state["citations"] for address in addresses(citation["quote"])]
-    text = clean(withhold(state["answer"], [prompt(name).text for name in NAMES]), quoted)
+    told = withhold(state["answer"], [prompt(name).text for name in NAMES])
+    text = clean(told, quoted)
+    gone = addresses(told) - addresses(text) or REMOVED in text
+    found = ["prompt-withheld"] * (told != state["answer"]) + ["address-removed"] * bool(gone)
     if foreign_language(state["draft"], language):
         text = framed(text, language)
     notes = [cut_note(language)] * bool(state.get("cut")) + [partial_note(language)] * bool(state.get("partial"))
-    return {"answer": "\n\n".join([text, *notes])}
+    return {"answer": "\n\n".join([text, *notes]), "findings": [*(state.get("findings") or ()), *found]}
 
 
 def give_up(work: Work, state: RunState) -> dict[str, Any]:

@@ -94,4 +94,5 @@ class RunState(TypedDict, total=False):
     fallback: bool
     citations: list[CitationState]
     findings: list[str]
-    """What verification found: invented, altered-number, mixed-sources, wrong-number, unsupported, unmarked."""
+    """What verification found: invented, altered-number, mixed-sources, wrong-number, unsupported, unmarked; then what
+    the answer must not carry out: prompt-withheld, address-removed."""

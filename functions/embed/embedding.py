@@ -15,7 +15,7 @@ from shared.documents.completion import finish_version
 from shared.documents.ending import fail_version
 from shared.documents.storing import Batch
 from shared.documents.turns import next_turns
-from shared.documents.vectors import borrow_vectors, chunks_without_vector, store_vectors
+from shared.documents.vectors import Lack, borrow_vectors, chunks_without_vector, store_vectors
 from shared.documents.waiting import Cause, go_on, wait_for
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
 from shared.events import EmbedChunks
@@ -50,6 +50,8 @@ class Work:
     reservation: Reservation
     in_campaign: bool
     """Whether the space is being filled by a campaign, which then wants to know how it ended."""
+    waits: bool
+    """Whether the version is shown as waiting, which is over when the vectors are there."""
 
 
 def embed_chunks(command: EmbedChunks, services: Services) -> None:
@@ -117,25 +119,32 @@ def _prepare(session: Session, command: EmbedChunks, services: Services) -> Work
         raise Superseded("the vector space is gone")
     key = filling.batch_key(command.space_id, command.chunk_ids)
     call = Call(tenant_id, key, space.model, command.document_id, command.version_id)
-    lock_call(session, call, now)
-    history = filling.is_fill(session, tenant_id, key)
-    borrow_vectors(session, tenant_id, command.version_id, command.space_id, command.chunk_ids)
-    missing = chunks_without_vector(
-        session, tenant_id, command.version_id, command.space_id, command.chunk_ids, history=history
-    )
-    if not missing:
+    left = lock_call(session, call, now)
+    lack = _lack(session, command, key)
+    if not lack.chunks:
         forget_call(session, call)
         return None
     until = closed_until(session, space.model, now)
     if until is not None:
         raise ProviderClosed(until, "waiting for provider")
-    texts = [space.as_passage(text) for _, text in missing]
-    campaign = filling.admit(session, command)
-    reservation = reserve(session, call, texts, services.settings.noesis_stage, now)
+    texts = [space.as_passage(text) for _, text in lack.chunks]
+    # A space that answers is no campaign's, and does not become one's target while it does.
+    campaign = filling.admit(session, command) if lack.filling else None
+    reservation = reserve(session, call, left, texts, services.settings.noesis_stage, now)
     if campaign is not None:
         filling.check_budget(session, campaign)
-    chunk_ids = [chunk_id for chunk_id, _ in missing]
-    return Work(chunk_ids, texts, space.model, space.dimension, reservation, campaign is not None)
+    chunk_ids = [chunk_id for chunk_id, _ in lack.chunks]
+    return Work(chunk_ids, texts, space.model, space.dimension, reservation, campaign is not None, lack.waits)
+
+
+def _lack(session: Session, command: EmbedChunks, key: UUID) -> Lack:
+    """What the batch lacks once its chunks have what equal ones of the document's other versions got meanwhile."""
+    batch = (command.tenant_id, command.version_id, command.space_id, command.chunk_ids)
+    lack = chunks_without_vector(session, *batch, key=key)
+    if not lack.others:
+        return lack
+    borrow_vectors(session, *batch)
+    return chunks_without_vector(session, *batch, key=key)
 
 
 def _finish(command: EmbedChunks, services: Services) -> None:
@@ -281,10 +290,9 @@ def _store(command: EmbedChunks, work: Work, answer: Embedded, services: Service
     """Vectors, their price and perhaps the version's completion, in one transaction; counters last, they are shared."""
     tenant_id, version_id = command.tenant_id, command.version_id
     with tenant_session(tenant_id) as session:
-        stored = 0
-        if state_in(session, tenant_id, command.space_id) not in (None, "retired"):
-            stored = store_vectors(session, tenant_id, command.space_id, work.chunk_ids, answer.vectors)
-        go_on(session, tenant_id, version_id)
+        stored = store_vectors(session, tenant_id, command.space_id, work.chunk_ids, answer.vectors)
+        if work.waits:
+            go_on(session, tenant_id, version_id)
         searchable = finish_version(session, tenant_id, version_id)
         eur = settle(session, work.reservation, answer.tokens)
         if searchable:

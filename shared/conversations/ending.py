@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from uuid import UUID, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.conversations.runs import Answer, Lease, RunEvent, append_events, hold
-from shared.errors import PermanentError
+from shared.conversations.runs import Answer, Lease
+from shared.errors import PermanentError, Superseded
 from shared.events import AnswerReady
 from shared.messaging import publish
 
+_FINISH = text("""
+    with done as (
+        update core.runs set state = 'answered', answer = :answer, no_evidence = :no_evidence, model = :model,
+            input_tokens = :input, output_tokens = :output, cost_eur = :cost, partial = :partial,
+            language = :language, prompts = :prompts, space_id = :space, lease_until = null, finished_at = now()
+        where tenant_id = :tenant and run_id = :run and epoch = :epoch and state = 'running' returning 1
+    ), cited as (
+        insert into core.citations (tenant_id, run_id, number, document_id, version_id, chunk_id, title,
+            heading_path, page, quote, quote_start, quote_end)
+        select :tenant, :run, c.* from done, jsonb_to_recordset(cast(:citations as jsonb)) as c(number integer,
+            document_id uuid, version_id uuid, chunk_id uuid, title text, heading_path jsonb, page integer,
+            quote text, quote_start integer, quote_end integer)
+    )
+    insert into core.run_events (tenant_id, run_id, seq, kind, data)
+    select :tenant, :run, :seq, 'answer', cast(:told as jsonb) from done
+""")
+
 
 def finish(session: Session, lease: Lease, answer: Answer, seq: int) -> None:
-    """Store answer, citations and the last event, and announce it; all of it or nothing, and once."""
-    hold(session, lease)
-    ids = {"tenant": lease.tenant_id, "run": lease.run_id}
-    session.execute(
-        text(
-            "update core.runs set state = 'answered', answer = :answer, no_evidence = :no_evidence, model = :model, "
-            "input_tokens = :input, output_tokens = :output, cost_eur = :cost, partial = :partial, "
-            "language = :language, prompts = :prompts, space_id = :space, lease_until = null, finished_at = now() "
-            "where tenant_id = :tenant and run_id = :run"
-        ),
-        ids
-        | {
+    """Store answer, citations and the last event, and announce it; all of it or nothing, and once.
+
+    Raises Superseded when the run was taken over or cancelled.
+    """
+    told = {"no_evidence": answer.no_evidence, "findings": list(answer.findings)}
+    citations = [asdict(citation) for citation in answer.citations]
+    stored = session.execute(
+        _FINISH,
+        {
+            "tenant": lease.tenant_id,
+            "run": lease.run_id,
+            "epoch": lease.epoch,
             "answer": answer.text,
             "no_evidence": answer.no_evidence,
             "model": answer.model,
@@ -37,30 +55,13 @@ def finish(session: Session, lease: Lease, answer: Answer, seq: int) -> None:
             "language": answer.language,
             "prompts": answer.prompts,
             "space": answer.space_id,
+            "citations": json.dumps(citations, ensure_ascii=False, default=str),  # ids
+            "seq": seq,
+            "told": json.dumps(told, ensure_ascii=False),
         },
-    )
-    for citation in answer.citations:
-        session.execute(
-            text(
-                "insert into core.citations (tenant_id, run_id, number, document_id, version_id, chunk_id, title, "
-                "heading_path, page, quote, quote_start, quote_end) values (:tenant, :run, :number, :document, "
-                ":version, :chunk, :title, cast(:heading_path as jsonb), :page, :quote, :start, :end)"
-            ),
-            ids
-            | {
-                "number": citation.number,
-                "document": citation.document_id,
-                "version": citation.version_id,
-                "chunk": citation.chunk_id,
-                "title": citation.title,
-                "heading_path": json.dumps(citation.heading_path, ensure_ascii=False),
-                "page": citation.page,
-                "quote": citation.quote,
-                "start": citation.quote_start,
-                "end": citation.quote_end,
-            },
-        )
-    append_events(session, lease, [RunEvent(seq, "answer", {"no_evidence": answer.no_evidence})])
+    ).rowcount  # type: ignore[attr-defined]
+    if stored == 0:
+        raise Superseded("the run was taken over or cancelled")
     announce(session, lease.tenant_id, lease.run_id, lease.conversation_id, "answered", lease.traceparent)
 
 

@@ -23,7 +23,8 @@ LOST_SOURCE = PermanentError(
     "source-deleted", "A document that this question had read was deleted for good.", "Ask it again."
 )
 
-# Checkpoints hold passages with the ids of their documents as plain text; what a run wrote is found by its thread.
+# Checkpoints and their parts hold passages with the ids of their documents as plain text; what a run wrote is found by
+# its thread.
 _READ = """
 with needles as (select cast(d as text) as id from unnest(cast(:documents as uuid[])) d),
 threads as (
@@ -32,6 +33,9 @@ threads as (
     union
     select w.thread_id from core.checkpoint_writes w where w.tenant_id = :tenant
        and exists (select from needles n where position(convert_to(n.id, 'UTF8') in w.value) > 0)
+    union
+    select p.thread_id from core.checkpoint_parts p where p.tenant_id = :tenant
+       and exists (select from needles n where position(convert_to(n.id, 'UTF8') in p.value) > 0)
 ), readers as (
     select r.run_id from core.runs r where r.tenant_id = :tenant
        and cast(r.run_id as text) in (select thread_id from threads)
@@ -56,6 +60,8 @@ _ERASED = {
     "citations": "delete from core.citations where tenant_id = :tenant "
     "and document_id = any(cast(:documents as uuid[]))",
     "checkpoint_writes": "delete from core.checkpoint_writes where tenant_id = :tenant and thread_id = any("
+    "cast(:threads as text[]))",
+    "checkpoint_parts": "delete from core.checkpoint_parts where tenant_id = :tenant and thread_id = any("
     "cast(:threads as text[]))",
     "checkpoints": "delete from core.checkpoints where tenant_id = :tenant "
     "and thread_id = any(cast(:threads as text[]))",

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from shared import tracing
 from shared.conversations.withholding import ANSWER, CITATIONS, EVENT_DATA
+from shared.database import array_literal
 from shared.errors import PermanentError, Superseded
 from shared.events import AnswerQuestion, new_traceparent
 from shared.messaging import publish
@@ -86,11 +87,18 @@ class Answer:
     prompts: str = ""
     """Names and versions of the prompts that were used."""
     space_id: UUID | None = None
+    findings: tuple[str, ...] = ()
+    """Why something of the draft was labelled, taken out or dropped; see `Run`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as people see it. `waiting_for`: approval, budget, price or provider, while the state is `waiting`."""
+    """A run as people see it. `waiting_for`: approval, budget, price or provider, while the state is `waiting`.
+
+    `findings` say why, in the order of the text: what verification labelled (invented, altered-number, mixed-sources,
+    wrong-number, unsupported, unmarked), then what was taken out (prompt-withheld, address-removed). With
+    `no_evidence`: nothing of the draft was proven, so it was dropped.
+    """
 
     run_id: UUID
     conversation_id: UUID
@@ -108,6 +116,7 @@ class Run:
     cost_eur: Decimal = Decimal(0)
     waiting_for: str | None = None
     waiting_until: Any = None
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +138,20 @@ def ask(
 ) -> UUID:
     """Store a question and command its answer; returns the run id. The same idempotency key is the same run.
 
-    Raises PermanentError `empty-question`, `question-too-long`, `unknown-conversation`.
+    Raises PermanentError `empty-question`, `question-too-long`, `unknown-conversation`, and `key-used-already` for the
+    same key with another question or conversation.
     """
     question = _checked(question)
     tenant_id = principal.tenant_id
     run_id = uuid5(tenant_id, f"run:{principal.member_id}:{idempotency_key}") if idempotency_key else uuid4()
     ids = {"tenant": tenant_id, "member": principal.member_id, "run": run_id}
-    if session.execute(text("select 1 from core.runs where tenant_id = :tenant and run_id = :run"), ids).scalar():
+    if idempotency_key and (known := _known(session, ids)) is not None:
+        if known != (question, conversation_id or known[1]):
+            raise PermanentError(
+                "key-used-already",
+                "Another question was asked with this idempotency key.",
+                "Give every question a key of its own.",
+            )
         return run_id
     if conversation_id is None:
         conversation_id = uuid5(run_id, "conversation")
@@ -167,6 +183,13 @@ def ask(
         AnswerQuestion(event_id=uuid5(run_id, "answer"), tenant_id=tenant_id, run_id=run_id, traceparent=traceparent),
     )
     return run_id
+
+
+def _known(session: Session, ids: dict[str, UUID]) -> tuple[str, UUID] | None:
+    row = session.execute(
+        text("select question, conversation_id from core.runs where tenant_id = :tenant and run_id = :run"), ids
+    ).first()
+    return (row.question, row.conversation_id) if row else None
 
 
 def _checked(question: str) -> str:
@@ -218,16 +241,29 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     )
 
 
-def hold(session: Session, lease: Lease) -> None:
-    """Renew the lease and lock the run for this transaction. Raises Superseded when the epoch has moved on."""
-    held = session.execute(
-        text(
-            "update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
-            "and epoch = :epoch and state = 'running'"
-        ),
-        {"tenant": lease.tenant_id, "run": lease.run_id, "epoch": lease.epoch, "lease": LEASE},
-    ).rowcount  # type: ignore[attr-defined]
-    if held == 0:
+_HOLD = text(
+    "update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
+    "and epoch = :epoch and state = 'running'"
+)
+_HOLD_AND_TELL = text(
+    "with held as (update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
+    "and epoch = :epoch and state = 'running' returning 1) "
+    "insert into core.run_events (tenant_id, run_id, seq, kind, data) select :tenant, :run, e.seq, e.kind, e.data "
+    "from held, jsonb_to_recordset(cast(:events as jsonb)) as e(seq bigint, kind text, data jsonb)"
+)
+
+
+def hold(session: Session, lease: Lease, events: Sequence[RunEvent] = ()) -> None:
+    """Renew the lease, lock the run for this transaction, and write events. Raises Superseded when the epoch moved on.
+
+    One statement: it is part of every transaction of a run.
+    """
+    values = {"tenant": lease.tenant_id, "run": lease.run_id, "epoch": lease.epoch, "lease": LEASE}
+    if events:
+        told = [{"seq": event.seq, "kind": event.kind, "data": event.data} for event in events]
+        values["events"] = json.dumps(told, ensure_ascii=False)
+    written = session.execute(_HOLD_AND_TELL if events else _HOLD, values).rowcount  # type: ignore[attr-defined]
+    if written == 0:
         raise Superseded("the run was taken over or cancelled")
 
 
@@ -265,25 +301,58 @@ _SHOWN = (
     "finished_at, partial, cost_eur, waiting_for, waiting_until"
 )
 
+_FINDINGS = """
+case when r.state = 'answered' then
+    (select e.data -> 'findings' from core.run_events e where e.tenant_id = r.tenant_id and e.run_id = r.run_id
+        and e.kind = 'answer' order by e.seq desc limit 1)
+end as findings
+"""
+
 
 def read_run(session: Session, principal: Principal, run_id: UUID) -> Run | None:
     """A run of this member with its citations, or None (also for somebody else's: no existence oracle)."""
     ids = {"tenant": principal.tenant_id, "member": principal.member_id, "run": run_id}
     row = session.execute(
         text(
-            f"select {_SHOWN} from core.runs r "  # constant
+            f"select {_SHOWN}, {_FINDINGS} from core.runs r "  # constants
             "where tenant_id = :tenant and run_id = :run and member_id = :member"
         ),
         ids,
     ).first()
     if row is None:
         return None
-    return Run(**row._mapping, citations=_citations(session, principal.tenant_id, run_id))
+    shown = {**row._mapping, "findings": tuple(row.findings or ())}
+    return Run(**shown, citations=_citations(session, principal.tenant_id, [run_id]).get(run_id, ()))
 
 
-def _citations(session: Session, tenant_id: UUID, run_id: UUID) -> tuple[Citation, ...]:
-    rows = session.execute(text(CITATIONS), {"tenant": tenant_id, "run": run_id})
-    return tuple(Citation(**{**row._mapping, "heading_path": tuple(row.heading_path)}) for row in rows)
+def _citations(session: Session, tenant_id: UUID, runs: Sequence[UUID]) -> dict[UUID, tuple[Citation, ...]]:
+    rows = session.execute(text(CITATIONS), {"tenant": tenant_id, "runs": array_literal(runs)})
+    found: dict[UUID, tuple[Citation, ...]] = {}
+    for row in rows:
+        shown = {**row._mapping, "heading_path": tuple(row.heading_path)}
+        run_id = shown.pop("run_id")
+        found[run_id] = (*found.get(run_id, ()), Citation(**shown))
+    return found
+
+
+def conversation_runs(session: Session, principal: Principal, conversation_id: UUID, limit: int = 50) -> list[Run]:
+    """The last runs of a conversation of this member, oldest first, with citations; none for somebody else's."""
+    rows = session.execute(
+        text(
+            f"select {_SHOWN}, {_FINDINGS} from core.runs r "  # constants
+            "where tenant_id = :tenant and conversation_id = :conversation and member_id = :member "
+            "order by created_at desc limit :limit"
+        ),
+        {
+            "tenant": principal.tenant_id,
+            "conversation": conversation_id,
+            "member": principal.member_id,
+            "limit": limit,
+        },
+    ).all()
+    cited = _citations(session, principal.tenant_id, [row.run_id for row in rows])
+    shown = [{**row._mapping, "findings": tuple(row.findings or ())} for row in reversed(rows)]
+    return [Run(**one, citations=cited.get(one["run_id"], ())) for one in shown]
 
 
 def events_after(session: Session, principal: Principal, run_id: UUID, seq: int, limit: int = 500) -> list[RunEvent]:

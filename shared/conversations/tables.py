@@ -186,6 +186,22 @@ checkpoints = Table(
     schema="core",
 )
 
+checkpoint_parts = Table(
+    "checkpoint_parts",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("thread_id", Text, nullable=False),
+    Column("checkpoint_ns", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("first", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "thread_id", "checkpoint_ns", "channel", "first"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="core",
+)
+"""Large values of a run's state, stored once: a list by its items from `first` on (functions/agent/parts.py)."""
+
 checkpoint_writes = Table(
     "checkpoint_writes",
     metadata,

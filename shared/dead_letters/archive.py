@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.errors import PermanentError
-from shared.events import TenantMessage, decode
+from shared.events import TenantMessage, decode, submission_head
 from shared.masking import mask
 from shared.messaging import storable
 
@@ -44,19 +44,20 @@ def class_of(error: PermanentError) -> str:
     return "budget" if error.reason.startswith("budget-") else "permanent"
 
 
-def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
-    """Keep dead letters for the operators. The same message twice is one letter.
+def archive(session: Session, letters: Iterable[DeadLetter]) -> int:
+    """Keep dead letters for the operators; returns how many are new. The same message twice is one letter.
 
     Tenant, name, event id and trace are what the message claims: a hint for people, trusted by nobody. Of a message
     for a tenant that is erased only its kind and its place in the bus are kept, without tenant or content.
     """
+    kept = 0
     for given in letters:
         letter, claims = given, _claims(given)
         tenant_id = _uuid_or_none(claims.get("tenant_id"))
         erased = tenant_id is not None and is_erased(session, tenant_id)
         if erased:
             letter, claims = _without_content(given), {"name": claims.get("name", "")}
-        session.execute(
+        kept += session.execute(
             text(
                 "insert into core.dead_letters (letter_id, origin, message_id, tenant_id, name, class, reason, "
                 "message, attempts, attributes, data, traceparent, event_id, discarded_at) "
@@ -80,7 +81,8 @@ def archive(session: Session, letters: Iterable[DeadLetter]) -> None:
                 "event_id": _uuid_or_none(claims.get("event_id")),
                 "erased": erased,
             },
-        )
+        ).rowcount  # type: ignore[attr-defined]
+    return kept
 
 
 def is_erased(session: Session, tenant_id: UUID) -> bool:
@@ -122,7 +124,10 @@ def _claims(letter: DeadLetter) -> dict[str, str]:
     try:
         message = decode(letter.data, letter.attributes)
     except PermanentError:
-        return letter.attributes
+        head = submission_head(letter.data, letter.attributes)
+        return letter.attributes if head is None else letter.attributes | {
+            "name": head.wire_name, "tenant_id": str(head.tenant_id), "traceparent": head.traceparent
+        }  # fmt: skip
     claims = {"name": message.wire_name, "event_id": str(message.event_id), "traceparent": message.traceparent}
     if isinstance(message, TenantMessage):
         claims["tenant_id"] = str(message.tenant_id)

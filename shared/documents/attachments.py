@@ -12,12 +12,12 @@ from uuid import uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.documents.intake import Reception
+from shared.documents.intake import RESERVED, Reception
 from shared.documents.storing import StoredAttachment
 from shared.events import DocumentSubmitted, DocumentWithdrawn
 from shared.messaging import publish
 
-PARENT, DEPTH = "attachment_of", "attachment_depth"
+PARENT, DEPTH = RESERVED
 
 DEEPEST = 3
 """A mail in a mail in a mail is read; what is nested deeper is left where it is."""
@@ -26,6 +26,8 @@ MOST = 50
 """Attachments of one document; mails with more are archives in disguise."""
 
 _LONGEST_ID = 512
+_MOST_METADATA = 64
+"""As in `shared.events.DocumentSubmitted`."""
 
 
 def depth_of(event: DocumentSubmitted) -> int:
@@ -39,6 +41,9 @@ def submit_attachments(
 ) -> None:
     """Submit what the version carries and withdraw what it no longer does, in the transaction that stores it."""
     kept = []
+    own = {name: value for name, value in event.metadata.items() if name not in RESERVED}
+    # The parent's metadata may fill all places that a message has; two of them are needed here.
+    inherited = dict(list(own.items())[: _MOST_METADATA - len(RESERVED)])
     for number, attachment in enumerate(attachments[:MOST]):
         external_id = f"{event.external_id}#{number + 1}/{attachment.name or 'attachment'}"
         if len(external_id) > _LONGEST_ID:
@@ -54,7 +59,7 @@ def submit_attachments(
             media_type=attachment.media_type[:255],
             collection=event.collection,
             uri=attachment.uri,
-            metadata={**event.metadata, PARENT: event.external_id, DEPTH: str(depth_of(event) + 1)},
+            metadata={**inherited, PARENT: event.external_id, DEPTH: str(depth_of(event) + 1)},
             access=event.access,
         )
         publish(session, child, topic=f"documents-{reception.source}")

@@ -7,8 +7,27 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared import audit
+from shared.documents.acting import Actor, read_for
 from shared.documents.ending import fail_version
+from shared.documents.turns import next_turns
 from shared.errors import PermanentError
+
+
+def cancel_ingestion(session: Session, actor: Actor, document_id: UUID, share: int) -> int:
+    """Cancel what a document has in progress, for a person; returns how many versions, 0 when there was nothing.
+
+    Their place goes to the next in the tenant's line (`share` of them, as in `turns`).
+    Raises PermanentError `unknown-document`.
+    """
+    read_for(session, actor, document_id, lock=True)
+    count = cancel_document(session, actor.tenant_id, document_id)
+    if count:
+        audit.record_own(
+            session, actor=actor.name, action="ingestion-cancelled", subject=str(document_id), versions=count
+        )
+        next_turns(session, actor.tenant_id, share)
+    return count
 
 
 def cancel_document(session: Session, tenant_id: UUID, document_id: UUID) -> int:

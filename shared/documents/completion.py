@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from shared.database import write_one
+from shared.documents.access import settle_access
 from shared.documents.ending import fail_version
 from shared.documents.intake import is_rejected, rolled_back
 from shared.events import DocumentIndexed
@@ -18,6 +20,35 @@ RESTORED = "restored"
 """The reason of a version in progress that people brought back: what they took it back from does not stop it."""
 
 
+_INCOMPLETE = """exists (select from rag.tenant_spaces s join rag.chunks c on c.tenant_id = s.tenant_id
+    where s.tenant_id = :tenant and s.state in ('active', 'filling') and c.version_id = :version
+    and not exists (select from rag.embeddings e where e.tenant_id = :tenant
+    and e.space_id = s.space_id and e.chunk_id = c.chunk_id offset 0)
+    and not (s.state = 'filling' and exists (select from rag.embedding_failures f
+    where f.tenant_id = :tenant and f.space_id = s.space_id and f.chunk_id = c.chunk_id)))"""
+# "offset 0": see filling.THERE.
+
+_LOCK_DOCUMENT = text(
+    "select d.document_id from rag.documents d join rag.versions v "
+    "on v.tenant_id = d.tenant_id and v.document_id = d.document_id "
+    "where v.tenant_id = :tenant and v.version_id = :version for update of d"
+)
+
+# `others`: versions that this one may replace, or whose content was rejected; a new document has none.
+_STANDING = text(
+    "select d.document_id, d.source, d.external_id, d.state as document_state, "
+    "v.state, v.source_version, v.content_hash, v.chunks, v.traceparent, "
+    "case when v.reason = :restored then c.source_version "
+    "else greatest(d.withdrawn_version, d.floor_version, c.source_version) end as over, "
+    "exists (select from rag.versions o where o.tenant_id = :tenant and o.document_id = d.document_id "
+    "and (o.version_id <> :version or o.rejected_at is not null)) as others, "
+    f"{_INCOMPLETE} as incomplete "
+    "from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
+    "left join rag.versions c on c.tenant_id = d.tenant_id and c.version_id = d.current_version_id "
+    "where v.tenant_id = :tenant and v.version_id = :version"
+)
+
+
 def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     """Swap a complete version in; True when it became searchable now.
 
@@ -26,46 +57,37 @@ def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     before locking loses the swap when the two last batches finish together (HOUSE).
     """
     ids = {"tenant": tenant_id, "version": version_id}
-    document = session.execute(
-        text(
-            "select d.document_id from rag.documents d join rag.versions v "
-            "on v.tenant_id = d.tenant_id and v.document_id = d.document_id "
-            "where v.tenant_id = :tenant and v.version_id = :version for update of d"
-        ),
-        ids,
-    ).first()
-    if document is None:
+    if session.execute(_LOCK_DOCUMENT, ids).first() is None:
         return False
     hold_spaces(session, tenant_id)
-    version = session.execute(
-        text(
-            "select v.state, v.source_version, v.content_hash, v.chunks, v.traceparent, "
-            "case when v.reason = :restored then c.source_version "
-            "else greatest(d.withdrawn_version, d.floor_version, c.source_version) end as over, "
-            "d.state as document_state "
-            "from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
-            "left join rag.versions c on c.tenant_id = d.tenant_id and c.version_id = d.current_version_id "
-            "where v.tenant_id = :tenant and v.version_id = :version"
-        ),
-        ids | {"restored": RESTORED},
-    ).one()
-    if version.state != "ingested" or incomplete(session, tenant_id, version_id):
+    version = session.execute(_STANDING, ids | {"restored": RESTORED}).one()
+    if version.state != "ingested" or version.incomplete:
         return False
     # A newer version answers, upstream withdrew it, people rolled back from it or deleted the document.
     late = version.over is not None and version.over >= version.source_version
     if late or version.document_state == "deleted":
         _set_state(session, tenant_id, version_id, "superseded")
         return False
-    if is_rejected(session, tenant_id, document.document_id, version.content_hash):
+    if version.others and is_rejected(session, tenant_id, version.document_id, version.content_hash):
         fail_version(session, tenant_id, version_id, rolled_back())
         return False
-    swap_in(session, tenant_id, document.document_id, version_id)
-    publish_indexed(session, tenant_id, version_id, uuid5(version_id, "indexed"))
+    if version.others:
+        _supersede(session, tenant_id, version.document_id)
+    _let_answer(session, tenant_id, version.document_id, version_id)
+    if version.others:
+        settle_access(session, tenant_id, version.document_id)
+    _publish(session, tenant_id, version_id, uuid5(version_id, "indexed"), version)
     return True
 
 
 def swap_in(session: Session, tenant_id: UUID, document_id: UUID, version_id: UUID) -> None:
     """Let a complete version of a locked document answer from now on, instead of any other."""
+    _supersede(session, tenant_id, document_id)
+    _let_answer(session, tenant_id, document_id, version_id)
+    settle_access(session, tenant_id, document_id)
+
+
+def _supersede(session: Session, tenant_id: UUID, document_id: UUID) -> None:
     session.execute(
         text(
             "update rag.versions set state = 'superseded', updated_at = now() "
@@ -73,6 +95,9 @@ def swap_in(session: Session, tenant_id: UUID, document_id: UUID, version_id: UU
         ),
         {"tenant": tenant_id, "document": document_id},
     )
+
+
+def _let_answer(session: Session, tenant_id: UUID, document_id: UUID, version_id: UUID) -> None:
     _set_state(session, tenant_id, version_id, "searchable")
     write_one(
         session,
@@ -93,6 +118,10 @@ def publish_indexed(session: Session, tenant_id: UUID, version_id: UUID, event_i
         ),
         {"tenant": tenant_id, "version": version_id},
     ).one()
+    _publish(session, tenant_id, version_id, event_id, row)
+
+
+def _publish(session: Session, tenant_id: UUID, version_id: UUID, event_id: UUID, row: Row[Any]) -> None:
     publish(
         session,
         DocumentIndexed(
@@ -115,15 +144,7 @@ def incomplete(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     What the model of a filling space refused does not hold the document up: the campaign knows of it.
     """
     found: bool = session.execute(
-        text(
-            "select exists (select from rag.tenant_spaces s join rag.chunks c on c.tenant_id = s.tenant_id "
-            "where s.tenant_id = :tenant and s.state in ('active', 'filling') and c.version_id = :version "
-            "and not exists (select from rag.embeddings e where e.tenant_id = :tenant "
-            "and e.space_id = s.space_id and e.chunk_id = c.chunk_id offset 0) "  # see filling.THERE
-            "and not (s.state = 'filling' and exists (select from rag.embedding_failures f "
-            "where f.tenant_id = :tenant and f.space_id = s.space_id and f.chunk_id = c.chunk_id)))"
-        ),
-        {"tenant": tenant_id, "version": version_id},
+        text(f"select {_INCOMPLETE}"), {"tenant": tenant_id, "version": version_id}
     ).scalar_one()
     return found
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import write_one
 from shared.documents.deletion import hide
-from shared.documents.intake import document_id_of, ensure_document
+from shared.documents.intake import document_id_of, ensure_document, receive
 from shared.documents.tombstones import raise_tombstone
 from shared.errors import PermanentError, Superseded
 from shared.events import (
@@ -58,7 +58,7 @@ def fail_version(session: Session, tenant_id: UUID, version_id: UUID, error: Per
     publish(
         session,
         DocumentFailed(
-            event_id=uuid5(version_id, "failed"),
+            event_id=_failed_id(version_id),
             tenant_id=tenant_id,
             traceparent=row.traceparent,
             source=row.source,
@@ -72,24 +72,47 @@ def fail_version(session: Session, tenant_id: UUID, version_id: UUID, error: Per
     )
 
 
-def fail_submission(session: Session, event: DocumentSubmitted, source: str, error: PermanentError) -> None:
-    """Fail what a submission would have become: its version, or the document that was received and never got one."""
+def fail_submission(
+    session: Session, event: DocumentSubmitted, source: str, error: PermanentError, *, receive_first: bool = True
+) -> None:
+    """Fail the version a submission would have become; one that was never received is received for that.
+
+    So people see it in the list and upstream hears of it, once. Without `receive_first` only what was received fails.
+    Raises Superseded when one that was never received
+    would change nothing any more: overtaken, withdrawn or deleted.
+    """
+    version_id = uuid5(document_id_of(event.tenant_id, source, event.external_id), f"version:{event.version_number()}")
+    known = session.execute(
+        text("select 1 from rag.versions where tenant_id = :tenant and version_id = :version"),
+        {"tenant": event.tenant_id, "version": version_id},
+    ).scalar()
+    if known is None and receive_first:
+        receive(session, event, source)
+    fail_version(session, event.tenant_id, version_id, error)
+
+
+def submission_failed(
+    event: DocumentSubmitted, source: str, error: PermanentError, event_id: UUID | None = None
+) -> DocumentFailed:
+    """The outcome of a submission that has no version; without `event_id` under the id its version's would have."""
     document_id = document_id_of(event.tenant_id, source, event.external_id)
-    fail_version(session, event.tenant_id, uuid5(document_id, f"version:{event.version_number()}"), error)
-    session.execute(
-        text(
-            "update rag.documents set state = 'failed', reason = :reason, message = :message, "
-            "next_action = :next_action, updated_at = now() "
-            "where tenant_id = :tenant and document_id = :document and state = 'received'"
-        ),
-        {
-            "tenant": event.tenant_id,
-            "document": document_id,
-            "reason": error.reason,
-            "message": error.message,
-            "next_action": error.next_action,
-        },
+    number = event.version_number()
+    return DocumentFailed(
+        event_id=event_id or _failed_id(uuid5(document_id, f"version:{number}")),
+        tenant_id=event.tenant_id,
+        traceparent=event.traceparent,
+        source=source,
+        external_id=event.external_id,
+        source_version=number,
+        document_id=document_id,
+        reason=error.reason,
+        message=error.message,
+        next_action=error.next_action,
     )
+
+
+def _failed_id(version_id: UUID) -> UUID:
+    return uuid5(version_id, "failed")
 
 
 def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:

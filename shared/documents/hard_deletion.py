@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from shared import audit
 from shared.conversations.redaction import erase_from_conversations
-from shared.database import array_literal, operator_session, sqlstate, tenant_session
+from shared.database import array_literal, operator_session, patiently, sqlstate, tenant_session
 from shared.documents.acting import Actor, with_attachments
 from shared.documents.blob_release import Released, blobs_of, release_blobs
 from shared.documents.deletion import delete_document
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 IN_MEMORY = timedelta(minutes=10)
 """How long a worker may have passages of a document in memory: longer than a service's timeout (540 s)."""
+
+STATEMENT_SECONDS = 150.0
+"""How long a statement may take: the proof reads all that the tenant's conversations and messages say."""
 
 DEADLOCK, ATTEMPTS = "40P01", 3
 """An embedding batch that is being stored may hold chunks that are deleted here; one of the two begins again."""
@@ -65,7 +68,7 @@ def purge_documents(
         _hide(actor, document_id)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with operator_session() as operator:
+            with operator_session() as operator, patiently(operator, STATEMENT_SECONDS):
                 done, blobs = _purge(operator, actor, document_ids, action)
             break
         except DBAPIError as error:

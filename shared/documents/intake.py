@@ -6,13 +6,15 @@ Every function works in the caller's tenant session; the lock order is document,
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import array_literal, write_one
+from shared.database import write_one
+from shared.documents import access
 from shared.documents.blobs import blob_of
 from shared.documents.tombstones import is_entombed
 from shared.errors import PermanentError, Superseded
@@ -56,7 +58,7 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
         text(
             # A withdrawal is told from what came after it by its version, never by the clock: it may be handled long
             # after the version that followed it was sent.
-            "select withdrawn_version, floor_version, "
+            "select withdrawn_version, floor_version, current_version_id, "
             "case when deleted_by not like 'source:%' then deleted_at end as deleted_at from rag.documents "
             "where tenant_id = :tenant and document_id = :document for update"
         ),
@@ -81,8 +83,9 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
     session.execute(
         text(
             "insert into rag.versions (tenant_id, version_id, document_id, source_version, state, content_hash, "
-            "blob_uri, bytes, file_name, media_type, traceparent) values (:tenant, :version, :document, :number, "
-            "'received', '', :uri, 0, :file_name, :media_type, :traceparent) on conflict do nothing"
+            "blob_uri, bytes, file_name, media_type, traceparent, access_members, access_groups) "
+            "values (:tenant, :version, :document, :number, 'received', '', :uri, 0, :file_name, :media_type, "
+            ":traceparent, cast(:members as text[]), cast(:groups as text[])) on conflict do nothing"
         ),
         {
             "tenant": event.tenant_id,
@@ -93,7 +96,8 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
             "file_name": event.file_name,
             "media_type": event.media_type,
             "traceparent": event.traceparent,
-        },
+        }
+        | access.parameters(event.access),
     )
     state = session.execute(
         text("select state from rag.versions where tenant_id = :tenant and version_id = :version"),
@@ -102,9 +106,30 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
     if state not in ("received", "ingested"):
         raise Superseded(f"this version is {state} already")
     _describe(session, event, document_id)
+    if document.current_version_id is not None:
+        access.settle_access(session, event.tenant_id, document_id)
     return Reception(
         event.tenant_id, document_id, version_id, source, event.external_id, number, stored=state == "ingested"
     )
+
+
+RESERVED = ("attachment_of", "attachment_depth")
+"""Names of metadata that only ingest itself gives, to the attachments it finds (`shared.documents.attachments`)."""
+
+
+def parent_of(event: DocumentSubmitted) -> str | None:
+    """The external id of the document that carried this attachment; None for what upstream sent itself.
+
+    The same names in upstream's own metadata make no attachment: what the "parent" does not carry would be withdrawn.
+    """
+    parent = event.metadata.get(RESERVED[0])
+    if parent is None or event.metadata.get(RESERVED[1], "0") == "0":
+        return None
+    return parent if event.external_id.startswith(f"{parent}#") or _LONG_ID.fullmatch(event.external_id) else None
+
+
+_LONG_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+"""What `attachments` names an attachment for which parent and file name together are too long: a UUID of version 5."""
 
 
 def _refuse_orphan(session: Session, event: DocumentSubmitted, source: str) -> None:
@@ -112,8 +137,8 @@ def _refuse_orphan(session: Session, event: DocumentSubmitted, source: str) -> N
 
     The parent is locked against deletion until this transaction ends: who deletes it then finds the attachment.
     """
-    parent = event.metadata.get("attachment_of")
-    if parent is None or event.metadata.get("attachment_depth", "0") == "0":
+    parent = parent_of(event)
+    if parent is None:
         return
     state = session.execute(
         text("select state from rag.documents where tenant_id = :tenant and document_id = :document for share"),
@@ -154,16 +179,22 @@ def ensure_document(session: Session, event: DocumentSubmitted, source: str, doc
 
 
 def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> None:
-    """Title, collection, metadata and access follow the newest version at once: a narrower access must not wait.
+    """Title, collection and metadata follow the newest version at once; access too while no version answers.
+
+    What answers keeps to `access.settle_access`: a narrower access must not wait, a wider one is for the new text only.
 
     A title that upstream does not give is found in the text (`storing.store`): until then, and when this is a
     redelivery, unchanged or unreadable, the one the document has stays.
     """
+    own = parent_of(event) is None
+    metadata = {name: value for name, value in event.metadata.items() if not (own and name in RESERVED)}
     write_one(
         session,
         "update rag.documents set title = case when :title <> '' then :title else title end, "
         "collection_id = :collection, metadata = cast(:metadata as jsonb), "
-        "access_members = cast(:members as text[]), access_groups = cast(:groups as text[]), updated_at = now(), "
+        "access_members = case when current_version_id is null then cast(:members as text[]) else access_members end, "
+        "access_groups = case when current_version_id is null then cast(:groups as text[]) else access_groups end, "
+        "updated_at = now(), "
         "deleted_at = null, deleted_by = null, deleted_version_id = null, "
         "state = case when current_version_id is null and state in ('failed', 'deleted') then 'received' else state end"
         " where tenant_id = :tenant and document_id = :document",
@@ -172,10 +203,9 @@ def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> 
             "document": document_id,
             "title": event.title,
             "collection": uuid5(event.tenant_id, f"collection:{event.collection}"),
-            "metadata": json.dumps(event.metadata),
-            "members": array_literal(member.lower() for member in event.access.members),
-            "groups": array_literal(event.access.groups),
-        },
+            "metadata": json.dumps(metadata),
+        }
+        | access.parameters(event.access),
     )
 
 
@@ -207,6 +237,7 @@ def skip_unchanged(session: Session, reception: Reception, content_hash: str, tr
     if ended == 0:
         # Another delivery of the same message was faster; it may even be this version that answers now.
         raise Superseded("this version is no longer waiting for its chunks")
+    access.settle_access(session, reception.tenant_id, reception.document_id)
     publish(session, _indexed(reception, same.version_id, same.chunks, traceparent))
     return True
 

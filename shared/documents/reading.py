@@ -11,21 +11,24 @@ from sqlalchemy.orm import Session
 
 from shared import tracing
 from shared.database import array_literal
+from shared.documents.access import MAY_SEE_VERSION
 from shared.documents.intake import document_id_of
 from shared.events import DocumentSubmitted, new_traceparent
 from shared.messaging import publish
-from shared.storage import Storage
 from shared.tenants.directory import Principal
 
 WEB = "web"
 
+_MEMBERS = "array(select m.email from core.members m where m.tenant_id = :tenant and m.member_id = :member)"
+_GROUPS = """array(select g.name from core.groups g join core.group_members gm
+ on gm.tenant_id = g.tenant_id and gm.group_id = g.group_id where g.tenant_id = :tenant and gm.member_id = :member)"""
+
 # Who may see a document: no access list, or on it by address or group. The search has the same condition.
-MAY_SEE = """((d.access_members = '{}' and d.access_groups = '{}')
- or d.access_members && array(select m.email from core.members m
-                              where m.tenant_id = :tenant and m.member_id = :member)
- or d.access_groups && array(select g.name from core.groups g join core.group_members gm
-                              on gm.tenant_id = g.tenant_id and gm.group_id = g.group_id
-                              where g.tenant_id = :tenant and gm.member_id = :member))"""
+MAY_SEE = f"""((d.access_members = '{{}}' and d.access_groups = '{{}}')
+ or d.access_members && {_MEMBERS} or d.access_groups && {_GROUPS})"""
+
+# What answered before had a list of its own: the text of a version `v` may be seen by who may see both.
+MAY_SEE_TEXT = f"({MAY_SEE} and {MAY_SEE_VERSION.format(members=_MEMBERS, groups=_GROUPS)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,8 @@ def read_chunk(session: Session, principal: Principal, chunk_id: UUID) -> ChunkV
             "select c.chunk_id, c.document_id, c.version_id, d.title, c.text, c.heading_path, c.position, "
             "d.current_version_id = c.version_id as current "
             "from rag.chunks c join rag.documents d on d.tenant_id = c.tenant_id and d.document_id = c.document_id "
-            f"where c.tenant_id = :tenant and c.chunk_id = :chunk and d.state <> 'deleted' and {MAY_SEE}"
+            "join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
+            f"where c.tenant_id = :tenant and c.chunk_id = :chunk and d.state <> 'deleted' and {MAY_SEE_TEXT}"
         ),
         {"tenant": principal.tenant_id, "member": principal.member_id, "chunk": chunk_id},
     ).first()
@@ -124,29 +128,14 @@ def read_chunk(session: Session, principal: Principal, chunk_id: UUID) -> ChunkV
     return ChunkView(**{**row._mapping, "heading_path": tuple(row.heading_path), "current": bool(row.current)})
 
 
-def submit_upload(
-    session: Session,
-    principal: Principal,
-    storage: Storage,
-    file_name: str,
-    data: bytes,
-    media_type: str = "",
-    *,
-    version: int,
-) -> UUID:
-    """Take a member's upload: the blob is stored, the document is `received`, and ingest is told. Returns its id.
-
-    The file name is the document's id at the source `web`: the same name again is a new version. `version` must grow
-    (the caller's clock in microseconds).
-    """
-    uri = storage.put(principal.tenant_id, data)
-    return submit_blob(session, principal, uri, file_name, media_type, version=version)
-
-
 def submit_blob(
     session: Session, principal: Principal, uri: str, file_name: str, media_type: str = "", *, version: int
 ) -> UUID:
-    """The same for bytes that are in the object store already."""
+    """Take a member's upload, stored before the session began: the document is `received`, ingest is told.
+
+    Returns its id. The file name is the document's id at the source `web`: the same name again is a new version.
+    `version` must grow (the caller's clock in microseconds).
+    """
     document_id = document_id_of(principal.tenant_id, WEB, file_name)
     session.execute(
         text(

@@ -18,20 +18,7 @@ from shared.events import DocumentSubmitted
 def resume_submission(session: Session, event: DocumentSubmitted, source: str, reason: str) -> bool:
     """Set going what a submission would have become; False when it did not fail for this reason."""
     document_id = document_id_of(event.tenant_id, source, event.external_id)
-    version_id = uuid5(document_id, f"version:{event.version_number()}")
-    if resume_version(session, event.tenant_id, version_id, reason):
-        return True
-    # Failed before it got a version: receiving it makes one.
-    changed = session.execute(
-        text(
-            "update rag.documents d set state = 'received', reason = null, message = null, next_action = null, "
-            "updated_at = now() where d.tenant_id = :tenant and d.document_id = :document and d.state = 'failed' "
-            "and d.reason = :reason and not exists (select from rag.versions v "
-            "where v.tenant_id = d.tenant_id and v.document_id = d.document_id)"
-        ),
-        {"tenant": event.tenant_id, "document": document_id, "reason": reason},
-    )
-    return bool(changed.rowcount)  # type: ignore[attr-defined]
+    return resume_version(session, event.tenant_id, uuid5(document_id, f"version:{event.version_number()}"), reason)
 
 
 def resume_version(session: Session, tenant_id: UUID, version_id: UUID, reason: str) -> bool:

@@ -89,10 +89,11 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
     write_one(
         session,
         "update rag.documents set updated_at = now(), "
-        "title = coalesce(nullif(:title, ''), nullif(:file, ''), external_id), "
+        "title = coalesce(nullif(:title, ''), nullif((select v.file_name from rag.versions v "
+        "where v.tenant_id = :tenant and v.version_id = :version), ''), external_id), "
         "state = case when current_version_id is null then 'ingested' else state end "
         "where tenant_id = :tenant and document_id = :document",
-        ids | {"title": content.title[:512], "file": _file_name(session, reception)},
+        ids | {"title": content.title[:512]},
     )
     rows = [_chunk_row(reception, ordinal, chunk) for ordinal, chunk in enumerate(content.chunks)]
     copy_rows(session, "rag.chunks", CHUNK_COLUMNS, rows)
@@ -101,14 +102,6 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
     for command in _embed_commands(session, reception, traceparent, batch):
         publish(session, command)
     finish_version(session, reception.tenant_id, reception.version_id)
-
-
-def _file_name(session: Session, reception: Reception) -> str:
-    name: str = session.execute(
-        text("select file_name from rag.versions where tenant_id = :tenant and version_id = :version"),
-        {"tenant": reception.tenant_id, "version": reception.version_id},
-    ).scalar_one()
-    return name
 
 
 CHUNK_COLUMNS = (

@@ -127,6 +127,8 @@ versions = Table(
     Column("rejected_at", DateTime(timezone=True)),
     Column("rejected_by", Text),
     Column("purged_at", DateTime(timezone=True)),
+    Column("access_members", ARRAY(Text)),
+    Column("access_groups", ARRAY(Text)),
     PrimaryKeyConstraint("tenant_id", "version_id"),
     UniqueConstraint("tenant_id", "document_id", "source_version"),
     ForeignKeyConstraint(

@@ -14,7 +14,8 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import array_literal, operator_session, tenant_session
+from shared.database import operator_session, tenant_session
+from shared.documents.access import parameters
 from shared.documents.blobs import blob_of
 from shared.documents.intake import Reception, document_id_of
 from shared.documents.tombstones import tombstone_key
@@ -46,9 +47,10 @@ document as (insert into rag.documents
                     cast(:members as text[]), cast(:groups as text[]) from place
              on conflict do nothing returning document_id),
 version as (insert into rag.versions (tenant_id, version_id, document_id, source_version, state, content_hash,
-              blob_uri, bytes, file_name, media_type, traceparent, waiting)
+              blob_uri, bytes, file_name, media_type, traceparent, waiting, access_members, access_groups)
             select :tenant, :version, document_id, :number, 'received', '', :uri, 0, :file_name, :media_type,
-                   :traceparent, 'turn' from document returning version_id)
+                   :traceparent, 'turn', cast(:members as text[]), cast(:groups as text[])
+            from document returning version_id)
 insert into core.waiting_messages (tenant_id, event_id, document_id, version_id, topic, data, attributes)
 select :tenant, :event, :document, version_id, :topic, :data, cast(:attributes as jsonb) from version
 """
@@ -76,14 +78,12 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
         "file_name": event.file_name,
         "media_type": event.media_type,
         "traceparent": event.traceparent,
-        "members": array_literal(member.lower() for member in event.access.members),
-        "groups": array_literal(event.access.groups),
         "event": event.event_id,
         "topic": f"documents-{source}",
         "data": event.data().decode(),
         "attributes": json.dumps(event.attributes()),
         "key": tombstone_key(event.tenant_id, source, event.external_id),
-    }
+    } | parameters(event.access)
     return bool(session.execute(text(_JOIN), values).rowcount)  # type: ignore[attr-defined]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import text
@@ -22,6 +23,36 @@ def text_hash(heading_path: Sequence[str], chunk_text: str) -> str:
     return hashlib.sha256(embedding_text(heading_path, chunk_text).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What a batch still lacks, and what else is to be known of it; without chunks only that nothing is."""
+
+    chunks: list[tuple[UUID, str]]
+    """With their embedding text, in the order of the document."""
+    filling: bool = False
+    """Whether a campaign fills the space, instead of the space answering."""
+    waits: bool = False
+    """Whether the version is shown as waiting for something."""
+    others: bool = False
+    """Whether the document has other versions, whose vectors may be borrowed."""
+
+
+_LACK = text(
+    "select c.chunk_id, c.heading_path, c.text, s.state = 'filling' as filling, v.waiting is not null as waits, "
+    "exists (select from rag.versions o where o.tenant_id = :tenant and o.document_id = v.document_id "
+    "and o.version_id <> v.version_id) as others from rag.chunks c "
+    "join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
+    "join rag.tenant_spaces s on s.tenant_id = c.tenant_id and s.space_id = :space "
+    "and s.state in ('active', 'filling') "
+    "where c.tenant_id = :tenant and c.version_id = :version "
+    "and (v.state in ('ingested', 'searchable') or (v.state = 'superseded' and exists (select from "
+    "rag.campaign_batches b where b.tenant_id = :tenant and b.batch_id = cast(:key as uuid) and not b.arrival))) "
+    "and c.chunk_id = any(cast(:ids as uuid[])) and not exists (select from rag.embeddings e "
+    "where e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id offset 0) "
+    "order by c.ordinal"
+)
+
+
 def chunks_without_vector(
     session: Session,
     tenant_id: UUID,
@@ -29,33 +60,19 @@ def chunks_without_vector(
     space_id: UUID,
     chunk_ids: Sequence[UUID],
     *,
-    history: bool = False,
-) -> list[tuple[UUID, str]]:
-    """Those of the chunks that lack a vector, with their embedding text, if the space and the version are in use.
+    key: UUID | None = None,
+) -> Lack:
+    """Those of the chunks that lack a vector, if the space and the version are in use.
 
-    A version that was superseded meanwhile is not, unless a campaign carries `history` over.
+    A version that was superseded meanwhile is not, unless the batch of that `key` was sent by a campaign, which
+    carries earlier versions over too.
     """
-    rows = session.execute(
-        text(
-            "select c.chunk_id, c.heading_path, c.text from rag.chunks c "
-            "join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
-            "join rag.tenant_spaces s on s.tenant_id = c.tenant_id and s.space_id = :space "
-            "and s.state in ('active', 'filling') "
-            "where c.tenant_id = :tenant and c.version_id = :version "
-            "and (v.state in ('ingested', 'searchable') or (:history and v.state = 'superseded')) "
-            "and c.chunk_id = any(cast(:ids as uuid[])) and not exists (select from rag.embeddings e "
-            "where e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id offset 0) "
-            "order by c.ordinal"
-        ),
-        {
-            "tenant": tenant_id,
-            "version": version_id,
-            "space": space_id,
-            "ids": array_literal(chunk_ids),
-            "history": history,
-        },
-    )
-    return [(row.chunk_id, embedding_text(row.heading_path, row.text)) for row in rows]
+    values = {"tenant": tenant_id, "version": version_id, "space": space_id, "ids": array_literal(chunk_ids)}
+    rows = session.execute(_LACK, values | {"key": key}).all()
+    if not rows:
+        return Lack([])
+    chunks = [(row.chunk_id, embedding_text(row.heading_path, row.text)) for row in rows]
+    return Lack(chunks, rows[0].filling, rows[0].waits, rows[0].others)
 
 
 def borrow_vectors(
@@ -84,18 +101,24 @@ def borrow_vectors(
     )
 
 
+_STILL_WANTED = text(
+    "select c.chunk_id from rag.chunks c where c.tenant_id = :tenant and c.chunk_id = any(cast(:ids as uuid[])) "
+    "and exists (select from rag.tenant_spaces s where s.tenant_id = :tenant and s.space_id = :space "
+    "and s.state <> 'retired')"
+)
+
+
 def store_vectors(
     session: Session, tenant_id: UUID, space_id: UUID, chunk_ids: Sequence[UUID], vectors: Sequence[Sequence[float]]
 ) -> int:
     """Store one vector a chunk; returns how many were new. A chunk that has one by now keeps it.
 
-    Chunks that were purged while the model worked get none.
+    Chunks that were purged while the model worked get none, and none does in a space that was given up meanwhile.
     """
     there = set(
-        session.execute(
-            text("select chunk_id from rag.chunks where tenant_id = :tenant and chunk_id = any(cast(:ids as uuid[]))"),
-            {"tenant": tenant_id, "ids": array_literal(chunk_ids)},
-        ).scalars()
+        session.execute(_STILL_WANTED, {"tenant": tenant_id, "space": space_id, "ids": array_literal(chunk_ids)})
+        .scalars()
+        .all()
     )
     rows = (
         (tenant_id, space_id, chunk_id, vector_bytes(vector))

@@ -18,12 +18,15 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared import audit
-from shared.database import operator_session
+from shared.database import operator_session, patiently
 from shared.errors import Superseded
 from shared.events import RunJob
 
 LEASE = timedelta(minutes=3)
 """Renewed by every slice; a slice must end well within it. Longer means that a crash is noticed later."""
+
+SLICE_SECONDS = 150.0
+"""How long a statement of a slice may take: it sees rows of all tenants, and must end within the lease."""
 
 MAX_FAILURES = 5
 """Turns that may end badly before a slot is given up: as many as Pub/Sub delivers (REQUIREMENTS section 3)."""
@@ -86,7 +89,7 @@ def fenced(lease: Lease) -> Iterator[Session]:
 
     The row stays locked until the commit, so nobody takes the slot in between. Raises Superseded otherwise.
     """
-    with operator_session() as session:
+    with operator_session() as session, patiently(session, SLICE_SECONDS):
         _update(session, lease, "lease_until = now() + :duration", duration=LEASE)
         yield session
 

@@ -90,20 +90,26 @@ def take(session: Session, tenant_id: UUID, stage: str, amount: Decimal, now: da
     for counter in counters(tenant_id, stage, now):
         mine = counter.tenant_id is not None
         limit = limits.get(counter.period) if mine else STAGE_CAPS[stage][1]
-        add(session, counter, Decimal(0), Decimal(0))
-        fits = "spent_eur + reserved_eur + :amount <= :limit" if mine else "spent_eur + reserved_eur + :amount < :limit"
-        taken = session.execute(
-            text(
-                f"update {_table(counter)} set reserved_eur = reserved_eur + :amount where {_key(counter)} "
-                f"and (cast(:limit as numeric) is null or {fits})"
-            ),
-            _values(counter) | {"amount": amount, "limit": limit},
-        ).rowcount  # type: ignore[attr-defined]
-        if taken == 0:
-            until = min(end_of(counter.period, now), now + LONGEST_WAIT)
-            raise OverBudget(until, "waiting for budget")
+        if not _fitted(session, counter, amount, limit):
+            # Too much, or the first of its period: then the counter is made and asked again.
+            add(session, counter, Decimal(0), Decimal(0))
+            if not _fitted(session, counter, amount, limit):
+                raise OverBudget(min(end_of(counter.period, now), now + LONGEST_WAIT), "waiting for budget")
         if mine and limit is not None:
             _warn(session, counter, limit)
+
+
+def _fitted(session: Session, counter: Counter, amount: Decimal, limit: Decimal | None) -> bool:
+    """Reserve an amount if it stays within the limit: up to a tenant's, below a stage's."""
+    fits = "<= :limit" if counter.tenant_id is not None else "< :limit"
+    reserved = session.execute(
+        text(
+            f"update {_table(counter)} set reserved_eur = reserved_eur + :amount where {_key(counter)} "
+            f"and (cast(:limit as numeric) is null or spent_eur + reserved_eur + :amount {fits})"
+        ),
+        _values(counter) | {"amount": amount, "limit": limit},
+    )
+    return bool(reserved.rowcount)  # type: ignore[attr-defined]
 
 
 def _warn(session: Session, counter: Counter, limit: Decimal) -> None:

@@ -8,7 +8,7 @@ under way its lease keeps a second delivery from paying for the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -69,7 +69,24 @@ class Spent:
     eur: Decimal
 
 
-def lock_call(session: Session, call: Call, now: datetime, *, sole: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What earlier attempts left in the row of a call that is locked now."""
+
+    state: str
+    reserved: Decimal
+    booked_at: datetime
+
+
+_LOCK_CALL = text(
+    "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, run_id, state) "
+    "values (:tenant, :key, :model, :document, :version, :run, 'released') on conflict (tenant_id, call_key) "
+    # Changes nothing: a row that is there is locked as `for update` would, and returned as it is after the wait.
+    "do update set call_key = excluded.call_key returning state, lease_until, reserved_eur, booked_at"
+)
+
+
+def lock_call(session: Session, call: Call, now: datetime, *, sole: bool = False) -> Left:
     """Lock the call's row until the transaction ends. Raises Postponed while somebody else is paying for it.
 
     `sole`: the caller holds the run, so a reservation it finds is a dead worker's and nothing to wait for.
@@ -82,22 +99,10 @@ def lock_call(session: Session, call: Call, now: datetime, *, sole: bool = False
         "version": call.version_id,
         "run": call.run_id,
     }
-    session.execute(
-        text(
-            "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, run_id, state) "
-            "values (:tenant, :key, :model, :document, :version, :run, 'released') on conflict do nothing"
-        ),
-        values,
-    )
-    row = session.execute(
-        text(
-            "select state, lease_until, reserved_eur from core.ledger "
-            "where tenant_id = :tenant and call_key = :key for update"
-        ),
-        values,
-    ).one()
+    row = session.execute(_LOCK_CALL, values).one()
     if not sole and row.state == "reserved" and row.reserved_eur > 0 and row.lease_until > now:
         raise Postponed(row.lease_until, "another delivery is making this call")
+    return Left(row.state, row.reserved_eur, row.booked_at)
 
 
 def forget_call(session: Session, call: Call) -> None:
@@ -109,13 +114,75 @@ def forget_call(session: Session, call: Call) -> None:
 
 
 def reserve(
-    session: Session, call: Call, texts: Sequence[str], stage: str, now: datetime, *, most_output: int = 0
+    session: Session, call: Call, left: Left, texts: Sequence[str], stage: str, now: datetime, *, most_output: int = 0
 ) -> Reservation:
-    """Reserve what a locked call may cost at most; `most_output` tokens of a model that writes.
+    """Reserve what a call may cost at most, `left` by `lock_call`; `most_output` tokens of a model that writes.
 
     Raises OverBudget or NoPrice: roll the session back then.
     """
-    found = prices_of(session, call.model, now)
+    wanted = _priced(call, prices_of(session, call.model, now), texts, stage, now, most_output)
+    if left.state == "reserved":
+        _count(session, call.tenant_id, stage, left.booked_at, -left.reserved, Decimal(0))
+    if wanted.amount > 0:
+        take(session, call.tenant_id, stage, wanted.amount, now)
+    attempt = session.execute(
+        text(
+            "update core.ledger set state = 'reserved', attempts = attempts + 1, reserved_eur = :amount, "
+            "booked_at = :now, lease_until = :lease where tenant_id = :tenant and call_key = :key returning attempts"
+        ),
+        {"tenant": call.tenant_id, "key": call.key, "amount": wanted.amount, "now": now, "lease": now + LEASE},
+    ).scalar_one()
+    return replace(wanted, attempt=attempt)
+
+
+_RESERVE_NEW = text(
+    "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, run_id, state, attempts, "
+    "reserved_eur, booked_at, lease_until) values (:tenant, :key, :model, :document, :version, :run, 'reserved', 1, "
+    ":amount, :now, :lease) on conflict do nothing"
+)
+
+
+def reserve_alone(
+    session: Session,
+    call: Call,
+    price: Price | None,
+    texts: Sequence[str],
+    stage: str,
+    now: datetime,
+    *,
+    most_output: int = 0,
+) -> Reservation:
+    """As `lock_call` with `sole` and then `reserve`, for a caller that holds the run and has read the price.
+
+    Nearly every call of a run is made for the first time: that is one statement.
+    """
+    wanted = _priced(call, price, texts, stage, now, most_output)
+    new = session.execute(
+        _RESERVE_NEW,
+        {
+            "tenant": call.tenant_id,
+            "key": call.key,
+            "model": call.model,
+            "document": call.document_id,
+            "version": call.version_id,
+            "run": call.run_id,
+            "amount": wanted.amount,
+            "now": now,
+            "lease": now + LEASE,
+        },
+    ).rowcount  # type: ignore[attr-defined]
+    if not new:
+        left = lock_call(session, call, now, sole=True)
+        return reserve(session, call, left, texts, stage, now, most_output=most_output)
+    if wanted.amount > 0:
+        take(session, call.tenant_id, stage, wanted.amount, now)
+    return wanted
+
+
+def _priced(
+    call: Call, found: Price | None, texts: Sequence[str], stage: str, now: datetime, most_output: int
+) -> Reservation:
+    """The first attempt at a call at its most. Raises NoPrice where one is needed."""
     if found is None or (most_output and found.output is None):
         if stage != "dev":
             raise NoPrice(now + PRICE_WAIT, f"waiting for a price of {call.model}")
@@ -124,22 +191,7 @@ def reserve(
     price, output_price = found.input, found.output or Decimal(0)
     tokens = most_tokens(texts)
     amount = cost(tokens, price) + cost(most_output, output_price)
-    left = session.execute(
-        text("select state, reserved_eur, booked_at from core.ledger where tenant_id = :tenant and call_key = :key"),
-        {"tenant": call.tenant_id, "key": call.key},
-    ).one()
-    if left.state == "reserved":
-        _count(session, call.tenant_id, stage, left.booked_at, -left.reserved_eur, Decimal(0))
-    if amount > 0:
-        take(session, call.tenant_id, stage, amount, now)
-    attempt = session.execute(
-        text(
-            "update core.ledger set state = 'reserved', attempts = attempts + 1, reserved_eur = :amount, "
-            "booked_at = :now, lease_until = :lease where tenant_id = :tenant and call_key = :key returning attempts"
-        ),
-        {"tenant": call.tenant_id, "key": call.key, "amount": amount, "now": now, "lease": now + LEASE},
-    ).scalar_one()
-    return Reservation(call, attempt, tokens, price, amount, now, stage, most_output, output_price)
+    return Reservation(call, 1, tokens, price, amount, now, stage, most_output, output_price)
 
 
 def settle(session: Session, reservation: Reservation, tokens: int, output_tokens: int = 0) -> Decimal:

@@ -124,17 +124,15 @@ def compare_judged(
                 strict=True,
             )
         )
-        with tenant_session(principal.tenant_id) as session:
-            outcomes.append(
-                evaluate(
-                    session,
-                    principal,
-                    space,
-                    questions,
-                    lambda texts, known=vectors: [known[text] for text in texts],  # type: ignore[misc]
-                    name=space.name,
-                )
+        outcomes.append(
+            evaluate(
+                principal,
+                space,
+                questions,
+                lambda texts, known=vectors: [known[text] for text in texts],  # type: ignore[misc]
+                name=space.name,
             )
+        )
     return outcomes[0], outcomes[1], compare_outcomes(outcomes[1], outcomes[0])
 
 

@@ -20,7 +20,7 @@ from shared.retrieval.questions import Filters, checked_filters, checked_questio
 from shared.retrieval.ranking import DEFAULT, Tuning
 from shared.retrieval.search import search_parameters
 from shared.retrieval.spaces import Space
-from shared.retrieval.statements import PERIOD, PRINCIPAL, search_sql
+from shared.retrieval.statements import OF_VERSION, PERIOD, PRINCIPAL, search_sql
 
 REASONS = ("state", "version", "access", "collection", "source", "metadata", "time", "language")
 
@@ -30,7 +30,7 @@ select case
     when d.state <> 'searchable' then 'state'
     when not {{answering}} then 'version'
     when not ((d.access_members = '{{{{}}}}' and d.access_groups = '{{{{}}}}')
-              or d.access_members && p.members or d.access_groups && p.groups) then 'access'
+              or d.access_members && p.members or d.access_groups && p.groups) or not {{of_version}} then 'access'
     when cardinality(p.collections) > 0 and not d.collection_id = any(cast(p.collections as uuid[])) then 'collection'
     when cardinality(cast(:sources as text[])) > 0 and not d.source = any(cast(:sources as text[])) then 'source'
     when cast(:about as jsonb) is not null and not d.metadata @> cast(:about as jsonb) then 'metadata'
@@ -49,6 +49,8 @@ _STAGES = {
     "near_index": "approximate",
     "nearest": "approximate",
     "near": "approximate",
+    "visible": "exact",
+    "reading": "exact",
     "exact": "exact",
     "nearest_exactly": "exact",
     "lexical": "lexical",
@@ -125,4 +127,9 @@ def _filtered_sql(as_of: bool) -> TextClause:
     then = f"exists (select from rag.answering_periods a where a.version_id = c.version_id and {PERIOD})"
     # Null where a document has no version that answers.
     answering = then if as_of else "coalesce(d.current_version_id = c.version_id, false)"
-    return text(" ".join(_FILTERED.format(answering=answering).split()))
+    of_version = (
+        "exists (select from rag.versions v "
+        f"where v.tenant_id = :tenant and v.version_id = c.version_id and {OF_VERSION})"
+    )
+    statement = _FILTERED.format(answering=answering, of_version=of_version if as_of else "true")
+    return text(" ".join(statement.split()))

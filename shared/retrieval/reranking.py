@@ -1,13 +1,14 @@
 """Re-ranking: a model looks at question and candidates together and puts them in order again. Optional.
 
-Paid through the ledger like every call of a model, except for the bundled one. It improves what was found already, so
-nothing waits for it and nothing fails with it (`improved`).
+Paid through the ledger like every call of a model, except for the bundled one; by whom, the caller says: a run keeps
+what it has paid for (functions/agent/calling.py), a search alone does not (`paid`). It improves what was found already,
+so nothing waits for it and nothing fails with it (`improved`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID, uuid4
@@ -34,6 +35,10 @@ the order of search and does not replace it: alone it loses 8 points nDCG@10 on 
 (docs/retrieval.md). Other models replace the order."""
 
 
+Judge = Callable[[str, str, list[str]], Reranked]
+"""Model, question and documents to their relevances, paid by whoever asks. No session may be open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Payer:
     """Who pays for a re-ranking and by when: the tenant, for a run or a search without one."""
@@ -50,17 +55,18 @@ def candidates_wanted(settings: Settings, top_k: int) -> int:
 
 
 def improved(
-    models: Models, settings: Settings, space: Space, question: str, passages: Sequence[Passage], payer: Payer
+    models: Models, settings: Settings, space: Space, question: str, passages: Sequence[Passage], judge: Judge
 ) -> tuple[list[Passage], str]:
     """The passages in the order of RERANK_MODEL, and what happened: `off`, the model, or `failed: …` with the reason.
 
-    Never fails for what a model or a budget does: then the order is that of the search. No session may be open.
+    Never fails for what a model or a budget does: then the order is that of the search. No session may be open. Raises
+    what else `judge` does (Superseded: the run was lost).
     """
     model = settings.rerank_model
     if not model:
         return list(passages), "off"
     try:
-        return reordered(models, model, space, question, passages, payer), model
+        return reordered(models, model, space, question, passages, judge), model
     except PermanentError as error:
         reason = error.reason
     except Postponed:
@@ -73,13 +79,13 @@ def improved(
 
 
 def reordered(
-    models: Models, model: str, space: Space, question: str, passages: Sequence[Passage], payer: Payer
+    models: Models, model: str, space: Space, question: str, passages: Sequence[Passage], judge: Judge
 ) -> list[Passage]:
     """The passages in the order of `model`, best first, each with its new `score`; equal ones keep their order.
 
-    The bundled model also leaves its `relevance`, which the evidence gate reads.
+    The bundled model also leaves its `relevance`, which the evidence gate reads. It is free, so `judge` is not asked.
 
-    No session may be open: the model takes its time. Raises what `Models.rerank` raises, and OverBudget or NoPrice.
+    No session may be open: the model takes its time. Raises what `Models.rerank` and `judge` raise.
     """
     if not passages:
         return []
@@ -92,7 +98,7 @@ def reordered(
             for passage, relevance in zip(passages, found.relevances, strict=True)
         ]
     else:
-        scores = _paid(models, model, question, documents, payer).relevances
+        scores = judge(model, question, documents).relevances
         scored = [replace(passage, score=score) for passage, score in zip(passages, scores, strict=True)]
     return sorted(scored, key=lambda passage: -passage.score)
 
@@ -102,18 +108,24 @@ def shown(passage: Passage) -> str:
     return f"# {' › '.join((passage.title, *passage.heading_path))}\n{passage.text}"
 
 
-def _paid(models: Models, model: str, question: str, documents: list[str], payer: Payer) -> Reranked:
-    """Reserve, call, settle. The question is sent with every document by most providers, and billed so.
+def billed(question: str, documents: Sequence[str]) -> list[str]:
+    """What a re-ranking sends at most: most providers send the question with every document, and bill it so."""
+    return [*documents, *[question] * len(documents)]
 
-    It sees pseudonyms, which are the same in question and documents, so what belongs together stays together.
+
+def paid(models: Models, payer: Payer, model: str, question: str, documents: list[str]) -> Reranked:
+    """Reserve, call, settle: the re-ranking of a search that nobody repeats. Raises OverBudget, NoPrice, and what
+    `Models.rerank` raises.
+
+    The model sees pseudonyms, the same in question and documents, so what belongs together stays together.
     """
     call = Call(payer.tenant_id, uuid4(), model, run_id=payer.run_id)
     with tenant_session(payer.tenant_id) as session:
         hidden = pseudonyms_for(session, payer.tenant_id)
     question, documents = hidden.mask(question), [hidden.mask(document) for document in documents]
     with tenant_session(payer.tenant_id) as session:
-        lock_call(session, call, payer.now)
-        reservation = reserve(session, call, documents + [question] * len(documents), payer.stage, payer.now)
+        left = lock_call(session, call, payer.now)
+        reservation = reserve(session, call, left, billed(question, documents), payer.stage, payer.now)
     try:
         with tracing.span("rerank", kind="client", operation="rerank", model=model, documents=len(documents)) as span:
             found = models.rerank(question, documents, model=model)

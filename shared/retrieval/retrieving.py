@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from shared.database import tenant_session
@@ -15,7 +16,7 @@ from shared.retrieval.context import with_context
 from shared.retrieval.evidence import Evidence, weigh
 from shared.retrieval.passages import Passage
 from shared.retrieval.questions import Filters, checked_filters, checked_question
-from shared.retrieval.reranking import BUNDLED, Payer, candidates_wanted, improved
+from shared.retrieval.reranking import BUNDLED, Payer, candidates_wanted, improved, paid
 from shared.retrieval.search import Diagnostics, search_explained
 from shared.retrieval.spaces import Space, active_space
 from shared.settings import Settings
@@ -86,7 +87,8 @@ def retrieve(models: Models, settings: Settings, asker: Asker, question: str, wa
     if settings.rerank_model:
         with _timed(stages, "rerank"):
             payer = Payer(asker.tenant_id, settings.noesis_stage, asker.now, asker.run_id)
-            passages, reranking = improved(models, settings, space, asked, passages, payer)
+            judge = partial(paid, models, payer)
+            passages, reranking = improved(models, settings, space, asked, passages, judge)
         evidence = weigh(passages, space) if reranking == BUNDLED else evidence
     passages = passages[: wanted.top_k]
     if wanted.context_tokens:

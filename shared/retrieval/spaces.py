@@ -20,7 +20,7 @@ from shared.settings import Settings
 
 NAMESPACE = UUID("0c6c9d0e-3c8b-4a55-8f4e-8a2c1f1f5a01")
 
-MEASURED_FLOORS = {"use-v3-512": 0.235}
+MEASURED_FLOORS = {"use-v3-512": 0.235, "e5-small-384": 0.79}
 """Evidence floors of the bundled models, measured by `python -m benchmarks.retrieval_evidence` (docs/retrieval.md)."""
 
 

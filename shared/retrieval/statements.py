@@ -14,14 +14,20 @@ from uuid import UUID
 
 from sqlalchemy import TextClause, text
 
+from shared.documents.access import MAY_SEE_VERSION
+
 # The version that answers, or did at a moment; `c` a chunk's terms, `d` its document, `a` a period of answering.
 _NOW = "d.current_version_id = c.version_id"
-_THEN = """exists (select from rag.answering_periods a where a.version_id = c.version_id and {period})"""
+# What answered then had an access list of its own, which may have been narrower than the document's is now.
+_THEN = """exists (select from rag.answering_periods a join rag.versions v
+       on v.tenant_id = a.tenant_id and v.version_id = a.version_id
+       where a.version_id = c.version_id and {period} and {seen})"""
+OF_VERSION = MAY_SEE_VERSION.format(members="p.members", groups="p.groups")
 PERIOD = """a.tenant_id = :tenant and a.document_id = d.document_id and a.answering_from <= cast(:as_of as timestamptz)
        and (a.answering_until is null or a.answering_until > cast(:as_of as timestamptz))"""
 
 # Visible to this member under these filters; `p` is the principal.
-_SEEN = """d.tenant_id = :tenant and d.document_id = c.document_id and {answering}
+_SEEN = """d.tenant_id = :tenant and {answering}
        and rag.visible(d, p.members, p.groups, p.collections, cast(:sources as text[]), cast(:about as jsonb),
                        cast(:since as timestamptz), cast(:until as timestamptz))
        and (cardinality(cast(:languages as text[])) = 0 or c.language = any(cast(:languages as text[])))"""
@@ -36,6 +42,8 @@ PRINCIPAL = """principal as materialized (
                  where k.tenant_id = :tenant and k.name = any(cast(:collections as text[]))) as collections
 )"""
 
+# The neighbours come in the order of their distance and are asked for one by one: with enough of them visible the rest
+# is never read (LATERAL and OFFSET 0 leave no other order of the joins).
 # set_config stands in the same one-time filter as the index's existence: it is in force before the scan begins, and
 # ends with the transaction.
 _NEAR = """near_index as materialized (
@@ -52,20 +60,37 @@ _NEAR = """near_index as materialized (
 ), near as materialized (
     select n.chunk_id, n.distance
     from nearest n
-    join rag.chunk_terms c on c.tenant_id = :tenant and c.chunk_id = n.chunk_id
+    cross join lateral (select c.document_id, c.version_id, c.language from rag.chunk_terms c
+                        where c.tenant_id = :tenant and c.chunk_id = n.chunk_id offset 0) c
     cross join principal p
-    join rag.documents d on {seen}
-    order by n.distance, n.chunk_id limit :candidates
+    cross join lateral (select from rag.documents d where d.document_id = c.document_id and {seen} offset 0) d
+    limit :candidates
 )"""
 
-# "+ 0" keeps the planner from any index on the distance: this is the exact search.
-_EXACT = """exact as materialized (
-    select e.chunk_id, (e.embedding <=> cast(:vector as vector)) + 0 as distance
+# Of few chunks each vector is looked up. Of many, in a corpus without an index, all vectors are read in the order of
+# the key and those of visible chunks are kept: two thirds of the time. IS TRUE keeps that a subplan instead of a join,
+# and the limit, which never cuts, a hashed one: what the planner takes to be larger than work_mem is not hashed.
+MANY, MOST = 2_000, 20_000
+_EXACT = """visible as materialized (
+    select c.chunk_id
     from principal p
     join rag.documents d on d.tenant_id = :tenant
     {versions}
-    join rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = c.chunk_id
     where (select count(*) from near) < :candidates and {seen}
+), reading as materialized (
+    select (select count(*) from visible) between {many} and {most} and not (select usable from near_index) as whole
+), exact as materialized (
+    select e.chunk_id, e.distance
+    from visible v
+    cross join lateral (
+        select e.chunk_id, e.embedding <=> cast(:vector as vector) as distance from rag.embeddings e
+        where e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = v.chunk_id offset 0) e
+    where not (select whole from reading)
+    union all
+    select e.chunk_id, e.embedding <=> cast(:vector as vector)
+    from rag.embeddings e
+    where (select whole from reading) and e.tenant_id = :tenant and e.space_id = :space
+      and (e.chunk_id in (select v.chunk_id from visible v limit {most})) is true
 ), nearest_exactly as materialized (
     select x.chunk_id, x.distance from exact x order by x.distance, x.chunk_id limit :candidates
 )"""
@@ -88,10 +113,14 @@ _FUSED = """dense as materialized (
     from dense d full join lexical l on l.chunk_id = d.chunk_id
 ), fused as materialized (
     select r.chunk_id, r.bm25, r.dense_rank, r.lexical_rank, r.distance is not null as is_dense,
-           coalesce(1 - coalesce(r.distance, e.embedding <=> cast(:vector as vector)), 0) as similarity,
-           e.chunk_id is null as without_vector
+           coalesce(1 - coalesce(r.distance, e.distance), 0) as similarity,
+           coalesce(r.distance, e.distance) is null as without_vector
     from ranked r
-    {join} rag.embeddings e on e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = r.chunk_id
+    left join lateral (
+        select e.embedding <=> cast(:vector as vector) as distance from rag.embeddings e
+        where r.distance is null and e.tenant_id = :tenant and e.space_id = :space and e.chunk_id = r.chunk_id
+        offset 0) e on true
+    {kept}
 ), scored as (
     select f.*, case when cast(:by_rank as boolean)
         then case when f.is_dense then 1.0 / (60 + f.dense_rank) else 0 end
@@ -106,7 +135,9 @@ _RESULT = """select b.chunk_id, c.version_id, c.document_id, d.title, d.external
        c.language, b.similarity, coalesce(b.bm25, 0) as bm25, b.score, g.*
 from (select (select cardinality(collections) from principal) as collections_known,
              (select usable from near_index) as index_usable,
-             (select count(*) from nearest) as near_candidates, (select count(*) from near) as near_visible,
+             case when (select count(*) from near) < :candidates
+                  then (select count(*) from nearest) end as near_candidates,
+             (select count(*) from near) as near_visible,
              (select count(*) from exact) as exact_scanned, (select count(*) from dense) as dense_candidates,
              (select count(*) from lexical) as lexical_candidates,
              coalesce((select max(matched) from lexical), 0) as lexical_matched,
@@ -126,15 +157,15 @@ def search_sql(dimension: int, *, as_of: bool = False) -> TextClause:
     `as_of` is the statement over the versions that answered at a moment. What was superseded before a campaign may
     have no vector in the space that answers today: its chunks are then found by their words alone.
     """
-    seen = _SEEN.format(answering=_THEN.format(period=PERIOD) if as_of else _NOW)
+    seen = _SEEN.format(answering=_THEN.format(period=PERIOD, seen=OF_VERSION) if as_of else _NOW)
     versions = f"join rag.answering_periods a on {PERIOD}" if as_of else ""
     version = "a.version_id" if as_of else "d.current_version_id"
     versions += f" join rag.chunk_terms c on c.tenant_id = :tenant and c.version_id = {version}"
     parts = (
         PRINCIPAL,
         _NEAR.format(dimension=int(dimension), kind=vector_type(dimension), seen=seen),
-        _EXACT.format(seen=seen, versions=versions),
-        _FUSED.format(join="left join" if as_of else "join"),
+        _EXACT.format(seen=seen, versions=versions, many=MANY, most=MOST),
+        _FUSED.format(kept="" if as_of else "where coalesce(r.distance, e.distance) is not null"),
     )
     # pg8000 reads a statement character by character to find its parameters: indentation would cost a millisecond.
     return text(" ".join(("with " + ", ".join(parts) + " " + _RESULT).split()))

@@ -137,7 +137,8 @@ _SEARCHES = {
 def search(session: Session, tenant_id: UUID) -> Findings:
     """Look for a tenant's id in every column that can hold one, of every table, and in the definitions of indexes.
 
-    What is KEPT on purpose is left out. Reads every table whole: seconds on a laptop, minutes on a large database.
+    What is KEPT on purpose is left out. Reads every table whole: seconds on a laptop, minutes on a large database;
+    `patiently` is the caller's business.
     """
     values = {
         "id": str(tenant_id),
@@ -174,7 +175,11 @@ def search(session: Session, tenant_id: UUID) -> Findings:
 
 
 PIECE = 2_048
-"""Blocks of a statement, 16 MB without what is kept out of line: it must end well before the driver's 30 seconds."""
+"""Blocks of a statement, 16 MB without what is kept out of line."""
+
+STATEMENT_SECONDS = 600.0
+"""How long a statement on all that a tenant has may take, and the search of a piece: what lies out of line may be a
+thousand times the piece. For commands of operators, who see them go on."""
 
 
 def _pieces(session: Session, table: str) -> list[str]:

@@ -81,7 +81,9 @@ def add_member(session: Session, tenant_id: UUID, email: str, *, name: str, role
 
 
 def add_to_group(session: Session, tenant_id: UUID, group: str, member_id: UUID) -> None:
-    """Put a member into a group, which is made when it does not exist."""
+    """Put a member into a group, which is made when it does not exist. Raises ValueError without a name."""
+    if not group.strip():
+        raise ValueError("a group has a name")  # the empty one is nobody's: shared.documents.access
     group_id = session.execute(
         text(
             "insert into core.groups (tenant_id, group_id, name) values (:tenant, :id, :name) "
@@ -95,6 +97,28 @@ def add_to_group(session: Session, tenant_id: UUID, group: str, member_id: UUID)
     )
 
 
+def remove_from_group(session: Session, tenant_id: UUID, group: str, email: str) -> bool:
+    """Take a member out of a group; False when they are not in it. What only the group may see, they see no more."""
+    gone = session.execute(
+        text(
+            "delete from core.group_members gm using core.groups g, core.members m where gm.tenant_id = :tenant "
+            "and g.tenant_id = gm.tenant_id and g.group_id = gm.group_id and g.name = :group "
+            "and m.tenant_id = gm.tenant_id and m.member_id = gm.member_id and m.email = :email"
+        ),
+        {"tenant": tenant_id, "group": group, "email": email.lower()},
+    )
+    return bool(gone.rowcount)  # type: ignore[attr-defined]
+
+
+def unbind_source(session: Session, tenant_id: UUID, source: str) -> bool:
+    """Let a source speak for a tenant no more; False when it could not. What it sent before stays."""
+    gone = session.execute(
+        text("delete from core.sources where tenant_id = :tenant and source = :source"),
+        {"tenant": tenant_id, "source": source},
+    )
+    return bool(gone.rowcount)  # type: ignore[attr-defined]
+
+
 def bind_source(session: Session, tenant_id: UUID, source: str) -> None:
     """Allow a source to speak for a tenant."""
     session.execute(
@@ -103,11 +127,8 @@ def bind_source(session: Session, tenant_id: UUID, source: str) -> None:
     )
 
 
-def require_source(session: Session, tenant_id: UUID, source: str) -> None:
-    """Raise PermanentError `source-not-bound` unless the source may speak for the tenant.
-
-    The answer is the same for an unknown tenant: no message learns which tenants exist.
-    """
+def may_speak(session: Session, tenant_id: UUID, source: str) -> bool:
+    """Whether the source is bound to the tenant, and the tenant is not being erased."""
     bound = session.execute(
         text(
             "select 1 from core.sources s join core.tenants t on t.tenant_id = s.tenant_id "
@@ -115,7 +136,15 @@ def require_source(session: Session, tenant_id: UUID, source: str) -> None:
         ),
         {"tenant": tenant_id, "source": source},
     )
-    if bound.scalar() is None:
+    return bound.scalar() is not None
+
+
+def require_source(session: Session, tenant_id: UUID, source: str) -> None:
+    """Raise PermanentError `source-not-bound` unless the source may speak for the tenant.
+
+    The answer is the same for an unknown tenant: no message learns which tenants exist.
+    """
+    if not may_speak(session, tenant_id, source):
         raise PermanentError(
             "source-not-bound",
             "This source may not speak for the tenant of the message.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -19,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared import audit
-from shared.database import operator_session, write_one
+from shared.database import operator_session, patiently, write_one
 from shared.errors import NoesisError, PermanentError
 from shared.money.budgets import add, counters
 from shared.retrieval.indexes import owner_connection
@@ -118,6 +119,13 @@ def erase_tenant(
         _certify(tenant_id, storage, secret)
 
 
+@contextmanager
+def _patient_session() -> Iterator[Session]:
+    """For what looks at everything: a count, a search, the foreign keys of a slice."""
+    with operator_session() as session, patiently(session, catalogue.STATEMENT_SECONDS):
+        yield session
+
+
 def _state(tenant_id: UUID) -> Erasure:
     with operator_session() as session:
         found = find_erasure(session, str(tenant_id))
@@ -149,7 +157,7 @@ def _count_before(tenant_id: UUID, storage: Storage) -> None:
     number = size = 0
     for blob in storage.blobs(tenant_id):
         number, size = number + 1, size + blob.size
-    with operator_session() as session:
+    with _patient_session() as session:
         rows = {
             table.name: session.execute(
                 text(f"select count(*) from {table.name} where tenant_id = :tenant"), {"tenant": tenant_id}
@@ -190,7 +198,7 @@ def _erase_rows(tenant_id: UUID, stage: str, slice_rows: int) -> Iterator[tuple[
         _release_reservations(session, tenant_id, stage)
     for name in order:
         yield from _slices(tenant_id, name, f"delete from {name}", slice_rows, "true", counted=name)
-    with operator_session() as session:
+    with _patient_session() as session:
         # What slipped in behind the slices; the tenant's own row is last, and nothing can follow it.
         _release_reservations(session, tenant_id, stage)
         for name in order:
@@ -213,7 +221,7 @@ def _slices(
     statement = f"{verb} where tenant_id = :tenant and ctid = any(array({slice_of}))"
     done = 0
     while True:
-        with operator_session() as session:
+        with _patient_session() as session:
             rows = _delete(session, tenant_id, counted, statement, {"tenant": tenant_id, "limit": limit})
         if not rows:
             return
@@ -258,7 +266,7 @@ def _erase_blobs(tenant_id: UUID, storage: Storage) -> Iterator[tuple[str, int]]
 
 def _reduce_traces(tenant_id: UUID, owner_url: str) -> None:
     """What belongs to the platform keeps ids only: the audit record, finished jobs, the planner's indexes."""
-    with operator_session() as session:
+    with _patient_session() as session:
         session.execute(text("select core.reduce_audit(:tenant)"), {"tenant": tenant_id})
         session.execute(text(f"delete from {catalogue.LETTERS} where {_LETTERS_OF}"), _mentions(tenant_id))
         said = "strpos(coalesce(cast(result as text), '') || coalesce(cast(cursor as text), ''), :text) > 0"
@@ -275,7 +283,7 @@ def _reduce_traces(tenant_id: UUID, owner_url: str) -> None:
 
 def _certify(tenant_id: UUID, storage: Storage, secret: str) -> None:
     left = sum(1 for _ in storage.blobs(tenant_id))
-    with operator_session() as session:
+    with _patient_session() as session:
         proof = catalogue.search(session, tenant_id)
     if proof.own or left:
         found = ", ".join(f"{place} {count}" for place, count in {**proof.own, BLOBS: left}.items() if count)

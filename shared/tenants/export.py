@@ -24,10 +24,11 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared import audit
-from shared.database import operator_session
+from shared.database import operator_session, patiently
 from shared.errors import PermanentError
 from shared.storage import Storage
 from shared.tenants import catalogue
+from shared.tenants.catalogue import STATEMENT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +88,16 @@ def _members(
         # saw stay anyway, because the collector waits for days.
         with operator_session() as session:
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-            session.execute(text("set transaction read only"))
-            session.execute(text("set local timezone = 'UTC'"))
-            head = _head(session, tenant_id)
-            for table in catalogue.tenant_tables(session):
-                name = f"tables/{table.name}.jsonl"
-                members.append(_write(archive, name, _rows(session, table, tenant_id, vectors)))
-                yield name, members[-1]["rows"]
-            uris.writelines(f"{uri}\n" for uri in _cursor(session, _URIS, tenant_id))
+            # A large table is sorted before its first row comes.
+            with patiently(session, STATEMENT_SECONDS):
+                session.execute(text("set transaction read only"))
+                session.execute(text("set local timezone = 'UTC'"))
+                head = _head(session, tenant_id)
+                for table in catalogue.tenant_tables(session):
+                    name = f"tables/{table.name}.jsonl"
+                    members.append(_write(archive, name, _rows(session, table, tenant_id, vectors)))
+                    yield name, members[-1]["rows"]
+                uris.writelines(f"{uri}\n" for uri in _cursor(session, _URIS, tenant_id))
         uris.seek(0)
         for uri in map(str.rstrip, uris):
             pieces = storage.read(tenant_id, uri)

@@ -326,12 +326,94 @@ def test_no_evidence_and_failure_say_what_to_do(site: Site, open_page: Callable[
     )
     shoot(page, "failed-light-en")
     page.locator("#notice button").click()
-    expect(page.locator("#recent li")).to_have_count(3)
+    expect(page.locator("#turns li")).to_have_count(2)
+    expect(page.locator("#recent li")).to_have_count(1)
     expect(page.locator("#asked")).to_have_text("And the sun?")
     page.go_back()
     expect(page.locator("#notice.failed")).to_be_visible()
     page.go_back()
     expect(page.locator("#answer.none")).to_contain_text("no evidence")
+
+
+def conversation_of(member: Principal, page: Page) -> UUID:
+    """The conversation of the run that the page shows."""
+    with tenant_session(member.tenant_id) as session:
+        found: UUID = session.execute(
+            text("select conversation_id from core.runs where tenant_id = :t and run_id = :r"),
+            {"t": member.tenant_id, "r": UUID(page.url.partition("run=")[2])},
+        ).scalar_one()
+    return found
+
+
+def test_a_follow_up_goes_on_with_the_conversation(site: Site, open_page: Callable[..., Page], bus: FakeBus) -> None:
+    """What was said before stays in sight with its sources; a button begins anew; each conversation is found again."""
+    (chunk_id,) = ingest(site.member, "urlaub.pdf", "Urlaubsordnung 2026", [PASSAGE])
+    page = open_page("de")
+    expect(page.locator("#fresh")).to_be_hidden()
+    ask(page, "Wie viele Tage Urlaub habe ich im Jahr?")
+    first = conversation_of(site.member, page)
+    with agent(site.member, page) as lease:
+        answer(lease, chunk_id, lease.next_seq)
+    expect(page.locator("#fresh")).to_have_text("Neues Gespräch")
+    expect(page.locator("#question")).to_have_attribute("placeholder", "Stellen Sie eine Anschlussfrage")
+    expect(page.locator("#turns")).to_be_hidden()
+    ask(page, "Und wann verfallen sie?")
+    assert conversation_of(site.member, page) == first
+    expect(page.locator("#turns-title")).to_have_text("In diesem Gespräch")
+    expect(page.locator("#turns h3")).to_have_text(["Wie viele Tage Urlaub habe ich im Jahr?"])
+    page.locator("#turns button.chip").nth(1).click()
+    expect(page.locator("#passage mark")).to_have_text(SECOND_QUOTE)
+    page.keyboard.press("Escape")
+    with agent(site.member, page) as lease:
+        answer(lease, chunk_id, lease.next_seq)
+    expect(page.locator("#recent li")).to_have_count(1)
+    expect(page.locator("#recent a[aria-current] .hint")).to_contain_text("2 Fragen")
+    expect(page.locator("#answer button.chip")).to_have_count(2)
+    shoot(page, "conversation-light-de", full_page=True)
+    page.reload()
+    expect(page.locator("#turns h3")).to_have_text(["Wie viele Tage Urlaub habe ich im Jahr?"])
+    page.locator("#turns h3 a").click()
+    expect(page.locator("#asked")).to_have_text("Wie viele Tage Urlaub habe ich im Jahr?")
+    expect(page.locator("#turns h3")).to_have_text(["Und wann verfallen sie?"])
+    page.locator("#fresh").click()
+    expect(page.locator("#question")).to_be_focused()
+    expect(page.locator("#question")).to_have_attribute("placeholder", "Stellen Sie Ihren Dokumenten eine Frage")
+    for hidden in ("#result", "#turns", "#fresh"):
+        expect(page.locator(hidden)).to_be_hidden()
+    ask(page, "Wer genehmigt Dienstreisen?")
+    assert conversation_of(site.member, page) != first
+    expect(page.locator("#turns")).to_be_hidden()
+    expect(page.locator("#recent .title")).to_have_text(
+        ["Wer genehmigt Dienstreisen?", "Wie viele Tage Urlaub habe ich im Jahr?"]
+    )
+    page.locator("#recent a").nth(1).click()
+    expect(page.locator("#asked")).to_have_text("Und wann verfallen sie?")
+    expect(page.locator("#turns h3")).to_have_text(["Wie viele Tage Urlaub habe ich im Jahr?"])
+
+
+def test_what_checking_found_is_told_below_the_answer(site: Site, open_page: Callable[..., Page], bus: FakeBus) -> None:
+    """Counted and named, on a phone in the dark too; a draft dropped whole says so; nothing found, nothing said."""
+    (chunk_id,) = ingest(site.member, "leave.pdf", "Urlaubsordnung 2026", [PASSAGE])
+    page = open_page("en", "dark", 390, 844)
+    ask(page, "How many days?")
+    with agent(site.member, page) as lease:
+        answer(lease, chunk_id, lease.next_seq)
+    expect(page.locator("#judge")).to_be_visible()
+    expect(page.locator("#checked")).to_be_hidden()
+    ask(page, "And in the second year?")
+    with agent(site.member, page) as lease, tenant_session(site.member.tenant_id) as session:
+        said = "Thirty days. It rains often (not proven). It snows (not proven)."
+        findings = ("invented", "unmarked", "invented")
+        finish(session, lease, Answer(said, False, (), "m", 1, 1, findings=findings), lease.next_seq)
+    expect(page.locator("#checked")).to_have_text("Checked: 2 × invented quotation, 1 × statement without a source")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot(page, "checked-dark-phone", full_page=True)
+    ask(page, "And the moon?")
+    with agent(site.member, page) as lease, tenant_session(site.member.tenant_id) as session:
+        finish(session, lease, Answer("Nothing.", True, (), "m", 1, 1, findings=("altered-number",)), lease.next_seq)
+    expect(page.locator("#checked")).to_have_text(
+        "A draft was dropped because nothing in it was proven: 1 × altered number"
+    )
 
 
 def test_a_refused_stream_is_taken_up_again(site: Site, open_page: Callable[..., Page], bus: FakeBus) -> None:

@@ -45,6 +45,7 @@ from tests.scripted_model import Say, Script, serving, tokens_of
 GOOD = "„Alle Beschäftigten haben Anspruch auf 30 Arbeitstage Urlaub.“ [1]"
 ENGLISH = "The company grants its whole staff a generous number of days of paid leave every single year."
 QUESTION = "Wie viele Arbeitstage Urlaub haben alle Beschäftigten?"
+RANKER = "scripted-ranker"
 _MARKER = re.compile(r"m\d{5}x[0-9a-f]{6}")
 PRICE = Decimal(1_000_000)
 """A euro a token."""
@@ -52,13 +53,17 @@ PRICE = Decimal(1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A question and what the model can do; `before` was asked in the same conversation, undisturbed."""
+    """A question and what the model can do; `before` was asked in the same conversation, undisturbed.
+
+    `reranker` puts what search finds in order, paid by the token like everything else.
+    """
 
     name: str
     question: str
     abilities: str
     before: str = ""
     approves: bool = False
+    reranker: str = ""
 
 
 STORIES = {
@@ -67,6 +72,7 @@ STORIES = {
         Story("a question", QUESTION, "quotes"),
         Story("a follow-up in the wrong language", "Und wie viele sind das?", "writes", before=QUESTION),
         Story("a tool", f"Rechne bitte. {QUESTION}", "tools"),
+        Story("a re-ranking, and a search by the model", f"Suche bitte. {QUESTION}", "tools", reranker=RANKER),
         Story("an approval", f"Schließe Fall 4711. {QUESTION}", "tools", approves=True),
     )
 }
@@ -92,6 +98,11 @@ class Model(Script):
         for each in texts:
             self._buy(each, each, tokens_of(each))
 
+    def judge(self, question: str, documents: list[str]) -> list[float]:
+        """So is an order."""
+        self._buy(question, f"order for {question}", tokens_of([question, documents]))
+        return super().judge(question, documents)
+
     def _buy(self, where: str, what: str, tokens: int) -> None:
         if marker := _MARKER.search(where):
             with self.lock:
@@ -111,6 +122,10 @@ def _reply(messages: list[dict[str, Any]], tools: bool) -> Say:
     if tools and messages[-1]["role"] == "user":
         if "Rechne" in asked:
             return Say(calls=(("calculate", '{"expression": "30*2"}'),))
+        if "Suche" in asked:
+            marker = _MARKER.search(asked)
+            query = f"Urlaub im Portal {marker.group() if marker else ''}"
+            return Say(calls=(("search", json.dumps({"query": query})),))
         arguments = json.dumps({"case_number": "4711", "status": "closed", "note": "erledigt"})
         return Say(calls=(("update_case", arguments),))
     return Say(f"{ENGLISH} {GOOD}" if "Rechne" not in asked and len(messages) == 2 and not tools else GOOD)
@@ -156,7 +171,7 @@ class RunStage:
         story, who = telling.story, telling.principal
         return {
             "folder": str(telling.folder), "tenant": str(who.tenant_id), "email": who.email, "bearers": bearers,
-            "abilities": story.abilities, "approves": story.approves, **more,
+            "abilities": story.abilities, "approves": story.approves, "reranker": story.reranker, **more,
         }  # fmt: skip
 
     def tell(self, forks: ForkServer, story: Story) -> Telling:
@@ -275,8 +290,9 @@ class RunStage:
             **ids,
         )
         calls = self.database.rows(
-            "select call_key, prompt, input_tokens, output_tokens from core.model_calls where tenant_id = :t "
-            "and run_id = :r order by call_key",
+            # A re-ranking is named after what it judged, and in that stands the telling's own marker.
+            r"select regexp_replace(call_key, ':[0-9a-f]{16}$', '') as call_key, prompt, input_tokens, output_tokens "
+            "from core.model_calls where tenant_id = :t and run_id = :r order by 1",
             **ids,
         )
         tools = self.database.rows(
@@ -355,7 +371,7 @@ def running_runs(folder: Path, owner_url: str, servers: int = SERVERS) -> Iterat
     tokens = Tokens(folder, ISSUER, ACCOUNT)
     with operator_session() as operator:
         operator.execute(text("delete from core.provider_gates"))
-        for name in (MODEL, "scripted"):
+        for name in (MODEL, "scripted", RANKER):
             set_price(operator, name, PRICE, datetime.now(UTC) - timedelta(days=1), output=PRICE)
     engine = create_engine(owner_url)
     messaging.use_bus(FakeBus())  # questions go into the queue of their telling instead
@@ -377,7 +393,7 @@ def running_runs(folder: Path, owner_url: str, servers: int = SERVERS) -> Iterat
             free.put(stack.enter_context(ForkServer(work, environment, folder / f"workers-{number}")))
         yield RunStage(model, tokens, Database(engine), folder, free)
     with operator_session() as operator:
-        operator.execute(text("delete from core.prices where model in (:a, 'scripted')"), {"a": MODEL})
+        operator.execute(text("delete from core.prices where model in (:a, 'scripted', :b)"), {"a": MODEL, "b": RANKER})
 
 
 def sampled(points: Sequence[Point], first: int, every: int) -> list[Point]:

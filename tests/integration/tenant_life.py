@@ -174,6 +174,8 @@ _ROWS = (
     "values (:t, cast(:run as text), '', '1', 'json', '\\x7b7d', '{}')",
     "insert into core.checkpoint_writes (tenant_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, "
     "position, channel, kind, value) values (:t, cast(:run as text), '', '1', '1', '', 0, 'c', 'json', '\\x7b7d')",
+    "insert into core.checkpoint_parts (tenant_id, thread_id, checkpoint_ns, channel, first, kind, value) "
+    "values (:t, cast(:run as text), '', 'c', 0, 'json', '\\x7b7d')",
     "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, state, reserved_eur) "
     "select :t, gen_random_uuid(), 'm', document_id, version_id, 'reserved', 3 from rag.versions where tenant_id = :t",
     "insert into core.waiting_messages (tenant_id, event_id, document_id, version_id, topic, data, attributes) "

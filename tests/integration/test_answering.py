@@ -52,7 +52,7 @@ def index(tenant: Principal, external_id: str, *texts: str, access: Access = EVE
                 text("select chunk_id from rag.chunks where version_id = :v"), {"v": reception.version_id}
             )
         ]
-        missing = chunks_without_vector(session, tenant.tenant_id, reception.version_id, space.space_id, ids)
+        missing = chunks_without_vector(session, tenant.tenant_id, reception.version_id, space.space_id, ids).chunks
         vectors = [hashed_vector(t, space.dimension) for _, t in missing]
         store_vectors(session, tenant.tenant_id, space.space_id, [chunk_id for chunk_id, _ in missing], vectors)
         assert finish_version(session, tenant.tenant_id, reception.version_id)

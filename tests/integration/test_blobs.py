@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from functions.ingest.ingestion import ingest_document
 from functions.maintenance.running import run_job
 from shared.database import operator_session, tenant_session
 from shared.dead_letters.archive import DeadLetter, archive
-from shared.documents.reading import submit_upload
+from shared.documents.reading import submit_blob
 from shared.events import DocumentSubmitted, RunJob
 from shared.fakes import FakeBus, FakeClock, FakeStorage
 from shared.jobs.leases import Progress
@@ -141,9 +140,11 @@ def _waiting(tenant: Principal, world: Services, uri: str) -> None:
     )
     ingest_document(first, "upstream", crowded)
     ingest_document(refer(tenant, uri), "upstream", crowded)
+    own = {"t": tenant.tenant_id}
     with operator_session() as session:
-        assert session.execute(text("select count(*) from core.waiting_messages")).scalar_one() == 1
-        session.execute(text("update rag.versions set blob_uri = '' where waiting = 'turn'"))
+        waits = "select count(*) from core.waiting_messages where tenant_id = :t"
+        assert session.execute(text(waits), own).scalar_one() == 1
+        session.execute(text("update rag.versions set blob_uri = '' where waiting = 'turn' and tenant_id = :t"), own)
 
 
 def _letter(tenant: Principal, world: Services, uri: str) -> None:
@@ -280,9 +281,10 @@ def test_a_collector_beside_uploads_loses_none(
         try:
             for number in range(rounds):
                 for content in contents:
-                    with on_its_way, tenant_session(tenant.tenant_id) as session:
-                        submit_upload(session, tenant, storage, f"{number}.md", content, version=number + 1)
-                    uri = storage.uri(tenant.tenant_id, hashlib.sha256(content).hexdigest())
+                    with on_its_way:
+                        uri = storage.put(tenant.tenant_id, content)
+                        with tenant_session(tenant.tenant_id) as session:
+                            submit_blob(session, tenant, uri, f"{number}.md", version=number + 1)
                     assert storage.get(tenant.tenant_id, uri, 100) == content
                 # The documents are deleted for good: their bytes are nobody's, and the next look marks them.
                 with operator_session() as session:

@@ -20,6 +20,7 @@ from shared.doors import Delivery, Door, handles
 from shared.errors import PermanentError, Postponed, TransientError
 from shared.events import (
     AnswerQuestion,
+    DocumentFailed,
     DocumentSubmitted,
     DocumentWithdrawn,
     EmbedChunks,
@@ -108,6 +109,71 @@ def test_what_cannot_be_read_becomes_a_dead_letter(database: object, data: bytes
     (letter,) = _letters(message_id=body["message"]["messageId"])
     assert (letter.reason, getattr(letter, "class"), bytes(letter.data)) == (reason, "poison", data)
     assert letter.origin == "ingest-upstream"
+
+
+@pytest.mark.parametrize(
+    ("change", "version"),
+    [
+        ({"content": "not base64"}, 3),
+        ({"content": "AA" * 400_000}, 3),
+        ({"version": 9}, 3),
+        ({"collection": "Nicht erlaubt"}, 3),
+        ({"source_version": "drei"}, 1_795_000_000_000_000),
+        ({"source_version": -1, "access": {"members": "everybody"}}, 1_795_000_000_000_000),
+    ],
+    ids=["content", "too-much", "wire-version", "collection", "version", "access"],
+)
+def test_a_source_hears_of_a_submission_that_nobody_can_read(
+    change: dict[str, Any], version: int, tenant: Principal, bus: FakeBus
+) -> None:
+    """It says for whom it is, so it ends like any other: with the reason and what to do, once; nothing is stored."""
+    event = _submitted(tenant.tenant_id).model_copy(
+        update={"source_version": 3, "occurred_at": datetime.fromtimestamp(1_795_000_000, UTC)}
+    )
+    # Attributes are optional for upstream: the body alone says it all.
+    body = _push(json.dumps(json.loads(event.data()) | change).encode())
+    assert [_post(INGEST, body) for _ in range(3)] == [204] * 3
+    (letter,) = _letters(message_id=body["message"]["messageId"])
+    (sent,) = bus.published
+    failed = decode(sent.data.encode(), sent.attributes)
+    assert isinstance(failed, DocumentFailed)
+    assert (failed.tenant_id, failed.source, failed.external_id) == (tenant.tenant_id, "upstream", "4711")
+    assert (failed.reason, failed.source_version) == (letter.reason, version)
+    assert (letter.tenant_id, letter.name, letter.traceparent) == (tenant.tenant_id, event.wire_name, event.traceparent)
+    assert failed.next_action
+    assert failed.trace_id == event.trace_id
+    assert _documents(tenant) == {}
+
+
+@pytest.mark.parametrize(
+    "doubt", ["unbound", "unknown-tenant", "two-tenants", "no-document", "known-version", "another-event"]
+)
+def test_nobody_hears_of_what_is_not_surely_theirs(
+    doubt: str, tenant: Principal, make_tenant: Callable[..., Principal], bus: FakeBus
+) -> None:
+    """The dead letter is all there is: no event for a tenant that its source may not speak for, and no wrong one."""
+    event = _submitted(tenant.tenant_id).model_copy(update={"source_version": 3})
+    content = json.loads(event.data()) | {"content": "not base64"}
+    attributes = event.attributes()
+    if doubt == "unbound":
+        with operator_session() as session:
+            session.execute(text("delete from core.sources where tenant_id = :t"), {"t": tenant.tenant_id})
+    elif doubt == "unknown-tenant":
+        content["tenant_id"] = attributes["tenant_id"] = str(uuid4())
+    elif doubt == "two-tenants":
+        attributes["tenant_id"] = str(make_tenant().tenant_id)
+    elif doubt == "no-document":
+        del content["external_id"]
+    elif doubt == "known-version":
+        assert _send(event)[0] == 204
+    else:
+        content["name"] = "document-withdrawn"
+        content["external_id"] = ""
+    bus.published.clear()
+    body = _push(json.dumps(content).encode(), attributes)
+    assert _post(INGEST, body) == 204
+    assert bus.published == []
+    assert len(_letters(message_id=body["message"]["messageId"])) == 1
 
 
 def test_the_same_message_again_is_the_same_dead_letter(database: object) -> None:

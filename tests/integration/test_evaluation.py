@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError
 from shared.events import AnswerQuestion
 from shared.fakes import FakeModels
+from shared.rerankings import Reranked, UnusableRanking
 from shared.retrieval import golden
 from shared.retrieval.golden import Question, Relevant
 from shared.retrieval.judging import Given
@@ -119,6 +122,52 @@ def test_search_is_measured_in_two_spaces_side_by_side(tenant: Principal, models
     assert table["difference"][0].startswith("-1.000")
     with_setting = evaluate(tenant, "run", questions, "--against", "lexical_weight=0.2")
     assert with_setting["difference"][0].startswith("+0.000")
+
+
+@pytest.fixture
+def far_down(tenant: Principal, tmp_path: Path) -> Path:
+    """A question that one passage repeats as it stands, far behind a dozen short ones with its rare words."""
+    for number in range(12):
+        index(tenant, f"kurz-{number}", f"Arbeitstage, Urlaub, Beschäftigte {number}")
+    index(tenant, "urlaub", f"{ASKED} " + " ".join(f"Anlage{number}" for number in range(150)))
+    path = tmp_path / "far.jsonl"
+    golden.write(path, [Question(id="1", question=ASKED, language="de", relevant=(Relevant(document="urlaub"),))])
+    return path
+
+
+def test_search_is_measured_beside_itself_re_ranked(
+    tenant: Principal, fake_services: Services, models: FakeModels, far_down: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RERANK_MODEL orders more candidates than the ten that count, each shown once; the difference is paired."""
+    chosen = fake_services.settings.model_copy(update={"rerank_model": "hosted/judge"})
+    monkeypatch.setattr("cli.evaluating.services", lambda: replace(fake_services, settings=chosen))
+    table = evaluate(tenant, "run", far_down, "--rerank")
+    assert table["fake-64"][0].startswith("0.000")
+    assert table["fake-64 re-ranked by hosted/judge"][0].startswith("1.000")
+    assert table["difference"][0].startswith("+1.000")
+    assert len(models.reranked) == 13
+
+
+def test_the_bundled_reranker_is_measured_where_none_is_set(
+    tenant: Principal, models: FakeModels, far_down: Path
+) -> None:
+    """Whether to turn it on is what the measurement is for; it corrects, so a clear lead of search stays."""
+    table = evaluate(tenant, "run", far_down, "--rerank", "--against", "lexical_weight=0.02")
+    assert "fake-64 lexical_weight=0.02 re-ranked by sentences" in table
+    assert len(models.reranked) == 13
+
+
+def test_a_reranker_that_fails_is_not_measured_as_one_that_does_not_help(
+    tenant: Principal, models: FakeModels, far_down: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a search it costs the order; here it would be a wrong figure."""
+
+    def unusable(question: str, documents: Sequence[str], *, model: str) -> Reranked:
+        raise UnusableRanking("One document was judged twice.", 0)
+
+    monkeypatch.setattr(models, "rerank", unusable)
+    with pytest.raises(UnusableRanking):
+        evaluate(tenant, "run", far_down, "--rerank")
 
 
 def test_a_golden_set_grows_from_feedback(

@@ -135,6 +135,31 @@ def test_attachments_follow_their_mail(tenant: Principal, fake_services: Service
     assert {v.state for v in documents(tenant).values()} == {"deleted"}
 
 
+def test_metadata_of_upstream_makes_no_attachment(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
+    """A system that sends attachments itself and calls them so keeps them: only what ingest found follows its mail."""
+    for name, parent in (("apart", "mail"), ("itself", "itself"), ("mail", "")):
+        event = submission(tenant, f"Der Text von {name} steht hier.".encode(), name)
+        noted = {"attachment_of": parent, "attachment_depth": "1", "folder": "a"} if parent else {}
+        ingest_document(event.model_copy(update={"metadata": noted}), "upstream", fake_services)
+    assert not [message for message in children(bus) if isinstance(message, DocumentWithdrawn)]
+    found = documents(tenant)
+    assert {name: row.state for name, row in found.items()} == dict.fromkeys(("apart", "itself", "mail"), "ingested")
+    assert found["apart"].metadata == {"folder": "a"}
+
+
+def test_a_mail_with_all_metadata_it_may_have_has_its_attachments_read(
+    tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """What the attachment needs for itself takes the place of its mail's last names."""
+    event = submission(tenant, mail(("preise.txt", "Die Wartung kostet 480 Euro.")), "mail")
+    full = {f"name {number}": "x" for number in range(64)}
+    ingest_document(event.model_copy(update={"metadata": full}), "upstream", fake_services)
+    (child,) = children(bus)
+    assert isinstance(child, DocumentSubmitted)
+    assert len(child.metadata) == 64
+    assert child.metadata["attachment_of"] == "mail"
+
+
 def test_mails_in_mails_end(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
     """Nesting is followed three levels deep and then left alone."""
     body = mail(("innermost.txt", "Ganz innen."))

@@ -65,6 +65,21 @@ def test_a_row_cannot_be_written_for_another_tenant(make_tenant: Callable[..., P
     assert _collections(two) == ["default"]
 
 
+def test_two_copies_in_one_transaction_write_each_row_once(tenant: Principal) -> None:
+    """Each counts its own new rows, also after a savepoint was taken back and in the session's next transaction."""
+    columns = ("tenant_id", "collection_id", "name")
+    rows = [(tenant.tenant_id, uuid4(), f"c-{number}") for number in range(5)]
+    with tenant_session(tenant.tenant_id) as session:
+        assert copy_rows(session, "rag.collections", columns, rows[:2]) == 2
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            assert copy_rows(session, "rag.collections", columns, rows[2:3]) == 1
+            _ = 1 // 0
+        assert copy_rows(session, "rag.collections", columns, rows[1:4]) == 2
+        session.commit()
+        assert copy_rows(session, "rag.collections", columns, rows[3:]) == 1
+    assert _collections(tenant) == sorted(["default", *(name for _, _, name in rows)])
+
+
 def test_a_reference_cannot_point_across_tenants(make_tenant: Callable[..., Principal]) -> None:
     """A document of one tenant in a collection of another violates the composite foreign key."""
     one, two = make_tenant(), make_tenant()

@@ -325,7 +325,7 @@ def test_the_sweep_sets_questions_without_a_worker_going(tenant: Principal, work
 
 
 def old_traces(tenant: Principal, days: int) -> UUID:
-    """A run that ended some days ago, with an event, a checkpoint and a write."""
+    """A run that ended some days ago, with an event, a checkpoint, a write and a part."""
     with tenant_session(tenant.tenant_id) as session:
         run_id = ask(session, tenant, "Was kostet die Pumpe?")
     values = {"t": tenant.tenant_id, "r": run_id, "thread": str(run_id)}
@@ -346,12 +346,31 @@ def old_traces(tenant: Principal, days: int) -> UUID:
         "position, channel, kind, value) values (:t, :thread, '', '1', '1', '', 0, 'x', 'msgpack', '')",
         **values,
     )
+    sql(
+        "insert into core.checkpoint_parts (tenant_id, thread_id, checkpoint_ns, channel, first, kind, value) "
+        "values (:t, :thread, '', 'x', 0, 'msgpack', '')",
+        **values,
+    )
+    sql(
+        "insert into core.approvals (tenant_id, approval_id, run_id, call_key, tool, arguments, asked_for, approvers, "
+        "four_eyes, state, note, expires_at) select tenant_id, gen_random_uuid(), run_id, 'x', 'x', "
+        "'{\"iban\": \"DE1\"}', member_id, '{}', false, 'approved', 'yes', now() from core.runs "
+        "where tenant_id = :t and cast(run_id as text) = :thread",
+        **values,
+    )
     return run_id
 
 
+def told(run_id: UUID) -> list[tuple[Any, ...]]:
+    """What approvals of the run still say."""
+    found = "select state, arguments, note from core.approvals where cast(run_id as text) = :r"
+    return [tuple(row) for row in sql(found, r=str(run_id))]
+
+
 def left(run_id: UUID) -> list[int]:
-    """Rows of the run itself, its events, checkpoints and writes."""
-    tables = {"runs": "run_id", "run_events": "run_id", "checkpoints": "thread_id", "checkpoint_writes": "thread_id"}
+    """Rows of the run itself, its events, checkpoints, their writes and parts."""
+    tables = {"runs": "run_id", "run_events": "run_id"}
+    tables |= dict.fromkeys(("checkpoints", "checkpoint_writes", "checkpoint_parts"), "thread_id")
     return [
         sql(f"select count(*) from core.{table} where cast({column} as text) = :r", r=str(run_id))[0][0]
         for table, column in tables.items()
@@ -375,9 +394,12 @@ def test_purge_deletes_what_is_old_and_keeps_what_counts(tenant: Principal, work
     )
     counts = run_job(RunJob(job="purge", slot=working.clock.now()), working)
     gone = {"job_runs": 1, "dead_letters": 1, "run_events": 1, "checkpoint_writes": 1, "checkpoints": 1}
+    gone |= {"checkpoint_parts": 1, "approvals": 1}
     assert counts == dict.fromkeys(RULES, 0) | gone
-    assert left(old) == [1, 0, 0, 0]
-    assert left(young) == [1, 1, 1, 1]
+    assert left(old) == [1, 0, 0, 0, 0]
+    assert left(young) == [1, 1, 1, 1, 1]
+    assert told(old) == [("approved", {}, "")]
+    assert told(young) == [("approved", {"iban": "DE1"}, "yes")]
     assert {letter.origin for letter in sql("select origin from core.dead_letters")} == {"open", "recent"}
     tomorrow = RunJob(job="purge", slot=working.clock.now() + timedelta(days=1))
     assert run_job(tomorrow, working) == dict.fromkeys(RULES, 0)

@@ -14,7 +14,7 @@ from shared.documents.purge_requests import request_purge
 from shared.fakes import FakeBus
 from shared.services import Services
 from shared.tenants.directory import Principal
-from tests.integration.lifecycle_material import document_id, look, make, submission, take
+from tests.integration.lifecycle_material import acts, document_id, look, make, submission, take
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,18 @@ def test_delete_and_restore_by_name_and_by_id(tenant: Principal, fake_services: 
     assert shown(tenant)["restorable_until"] > shown(tenant)["deleted_at"]
     assert command(tenant, "restore", str(document_id(tenant))).exit_code == 0
     assert look(tenant).state == "searchable"
+
+
+def test_cancel_stops_what_is_in_progress(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
+    """A document that never answered fails with the reason; when nothing is in progress it says so."""
+    take(tenant, submission(tenant, 1), "text")
+    result = command(tenant, "cancel", "doc", "no-such")
+    assert result.exit_code == 1
+    assert "doc: cancelled" in result.output
+    assert "no-such: There is no such document." in result.output
+    assert (look(tenant).state, look(tenant).reason) == ("failed", "cancelled")
+    assert "doc: nothing was in progress" in command(tenant, "cancel", "doc").output
+    assert acts(tenant) == [("operator:olga", "ingestion-cancelled")]
 
 
 def test_rollback_takes_the_number_that_history_shows(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:

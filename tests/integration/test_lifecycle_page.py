@@ -13,7 +13,7 @@ from shared.fakes import FakeBus
 from shared.services import Services
 from shared.settings import load_settings
 from shared.tenants.directory import Principal
-from tests.integration.lifecycle_material import document_id, look, make
+from tests.integration.lifecycle_material import acts, document_id, look, make, submission, take
 from web import create_app, protection
 
 
@@ -53,6 +53,20 @@ def test_a_curator_deletes_and_restores_on_the_page(
     assert len((client.get("/documents").json or {})["documents"]) == 1
 
 
+def test_a_curator_stops_what_is_in_progress(
+    client: FlaskClient, tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """The version that answers stays; a second stop finds nothing; who did it is on record."""
+    make(fake_services, bus, tenant, 1, "text")
+    take(tenant, submission(tenant, 2), "another text")
+    address = f"/documents/{document_id(tenant)}"
+    assert client.post(f"{address}/cancel").json == {"cancelled": 1}
+    assert client.post(f"{address}/cancel").json == {"cancelled": 0}
+    assert (look(tenant).state, look(tenant).current, look(tenant).reason) == ("searchable", 1, "cancelled")
+    assert [what for _, what in acts(tenant)] == ["ingestion-cancelled"]
+    assert client.post(f"/documents/{uuid4()}/cancel").status_code == 404
+
+
 def test_who_may_only_read_is_refused(
     client: FlaskClient, acting: list[Principal], tenant: Principal, fake_services: Services, bus: FakeBus
 ) -> None:
@@ -61,6 +75,7 @@ def test_who_may_only_read_is_refused(
     acting.append(replace(tenant, role="member"))
     assert "data-curates" not in client.get("/").text
     for which in (document_id(tenant), uuid4()):
+        assert client.post(f"/documents/{which}/cancel").status_code == 403
         answer = client.post(f"/documents/{which}/delete", headers={"Accept-Language": "de"})
         assert answer.status_code == 403
         assert "Ihre Rolle" in (answer.json or {})["detail"]

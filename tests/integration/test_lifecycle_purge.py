@@ -84,6 +84,8 @@ def ask_about(tenant: Principal, external_id: str, quote: str, *, state: str = "
         "values (:t, :thread, '', '1', 'msgpack', :blob, '{}')",
         "insert into core.checkpoint_writes (tenant_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, "
         "position, channel, kind, value) values (:t, :thread, '', '1', 'x', '', 0, 'passages', 'msgpack', :blob)",
+        "insert into core.checkpoint_parts (tenant_id, thread_id, checkpoint_ns, channel, first, kind, value) "
+        "values (:t, :thread, '', 'passages', 0, 'msgpack', :blob)",
         "insert into core.model_calls (tenant_id, run_id, call_key, model, reply, input_tokens, output_tokens, "
         "cost_eur) values (:t, :r, 'generate', 'm', jsonb_build_object('text', cast(:q as text)), 1, 1, 0)",
     ]
@@ -371,6 +373,22 @@ def test_a_run_that_read_a_purged_document_begins_anew(
         epochs = {row.run_id: row.epoch for row in rows}
     assert epochs[reading] == 2
     assert epochs[elsewhere] == 1
+
+
+def test_a_run_that_holds_a_purged_document_only_in_a_part_begins_anew(
+    tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """Passages lie beside the checkpoint of a run: they are found there, and erased."""
+    make(fake_services, bus, tenant, 1, SECRET)
+    waiting = ask_about(tenant, "doc", SECRET, state="waiting")
+    with operator_session() as session:
+        ids = {"t": tenant.tenant_id}
+        session.execute(text("update core.checkpoints set checkpoint = '' where tenant_id = :t"), ids)
+        session.execute(text("delete from core.checkpoint_writes where tenant_id = :t"), ids)
+    done = purge_documents(operator(tenant), [document_id(tenant)], fake_services.storage)
+    assert done.rows["restarted_runs"] == 1
+    assert see(tenant, waiting).state == "queued"
+    assert count(tenant, "core.checkpoint_parts") == count(tenant, "core.checkpoints") == 0
 
 
 def test_a_batch_that_is_being_embedded_when_its_document_is_purged_ends_quietly(

@@ -297,6 +297,21 @@ def test_vectors_come_as_base64_when_asked_for(service: Service) -> None:
     assert reply["usage"]["prompt_tokens"] == 2
 
 
+def test_a_plain_request_for_a_bundled_model_takes_no_detour_and_gets_the_same(service: Service) -> None:
+    """LiteLLM answers whatever asks for more than vectors, e.g. with a `user`; both answers are the same."""
+    body = {"model": "use-v3", "input": ["Urlaub", "Fünf Tage"], "encoding_format": "base64", "input_type": "passage"}
+    direct = service.client.post("/v1/embeddings", json=body)
+    through = service.client.post("/v1/embeddings", json=body | {"user": "somebody"})
+    assert "x-litellm-call-id" not in direct.headers
+    assert "x-litellm-call-id" in through.headers
+    given, other = direct.json(), through.json()
+    assert given["data"] == other["data"]
+    assert {name: given["usage"][name] for name in ("prompt_tokens", "total_tokens")} == {
+        name: other["usage"][name] for name in ("prompt_tokens", "total_tokens")
+    }
+    assert (given["object"], given["model"]) == (other["object"], other["model"])
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,7 +23,7 @@ from shared.privacy import pseudonyms_for
 from shared.privacy.editing import MOST_TERMS, add_term, set_rule, set_tracing
 from shared.privacy.policies import FRESH_SECONDS, TENANTS, RecentPolicies, forget_policies, policy_of
 from shared.retrieval.passages import Passage
-from shared.retrieval.reranking import Payer, reordered
+from shared.retrieval.reranking import Payer, paid, reordered
 from shared.retrieval.spaces import active_space
 from shared.tenants.directory import Principal
 from shared.tracing import STRICT, JsonLines
@@ -180,8 +181,8 @@ def test_a_paid_reranker_sees_pseudonyms(tenant: Principal) -> None:
     ]
     with tenant_session(tenant.tenant_id) as session:
         space = active_space(session, tenant.tenant_id)
-    payer = Payer(tenant.tenant_id, "dev", datetime.now(UTC))
-    ordered = reordered(models, "other", space, "Was macht eva@nordwind.example?", passages, payer)
+    judge = partial(paid, models, Payer(tenant.tenant_id, "dev", datetime.now(UTC)))
+    ordered = reordered(models, "other", space, "Was macht eva@nordwind.example?", passages, judge)
     assert "eva@nordwind.example" in ordered[0].text
     assert len(models.reranked) == 2
     assert not [text for text in models.reranked if "nordwind" in text or "⟦EMAIL-" not in text]

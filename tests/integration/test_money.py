@@ -296,8 +296,8 @@ def call_of(payer: Principal, space: Space) -> Call:
 def reserved(call: Call, content: str, stage: str, now: datetime) -> Reservation:
     """A reservation for one text, committed."""
     with tenant_session(call.tenant_id) as session:
-        lock_call(session, call, now)
-        return reserve(session, call, [content], stage, now)
+        left = lock_call(session, call, now)
+        return reserve(session, call, left, [content], stage, now)
 
 
 def test_what_a_dead_worker_reserved_is_given_back(payer: Principal, space: Space, clock: FakeClock) -> None:
@@ -334,8 +334,8 @@ def test_a_provider_that_does_not_count_is_booked_at_the_most(payer: Principal, 
     """Never less than the truth."""
     call = call_of(payer, space)
     with tenant_session(payer.tenant_id) as session:
-        lock_call(session, call, clock.now())
-        settle(session, reserve(session, call, [TEXT], "dev", clock.now()), 0)
+        left = lock_call(session, call, clock.now())
+        settle(session, reserve(session, call, left, [TEXT], "dev", clock.now()), 0)
     assert books(payer).cost == MOST
 
 

@@ -42,3 +42,27 @@ def test_a_statement_alone_is_committed_and_binds_nobody_else(tenant: Principal)
         assert not connection.execute(text("select current_setting('app.tenant_id', true)")).scalar()
     with tenant_session(uuid4()) as session:
         assert session.execute(text("select count(*) from core.conversations")).scalar_one() == 0
+
+
+def test_a_statement_alone_is_parsed_once_a_connection(tenant: Principal) -> None:
+    """One that failed when it was new is parsed again; one that fails later leaves the next one its own answer."""
+    statement = "select 10 / %s::integer + 0 * length(%s::text)"
+    for divisor in (0, *[5] * 40, 0, 2, 1):
+        if divisor == 0:
+            with pytest.raises(DBAPIError):
+                call_alone(statement, [divisor, "x"])
+        else:
+            assert call_alone(statement, [divisor, "ä" * divisor]) == 10 // divisor
+    with application_engine().connect() as connection:
+        names = connection.execute(
+            text("select name from pg_prepared_statements where statement = :s"),
+            {"s": "select 10 / $1::integer + 0 * length($2::text)"},
+        )
+        assert 1 <= len(names.scalars().all()) <= 2
+
+
+def test_what_cannot_be_encoded_is_not_sent(tenant: Principal) -> None:
+    """Half a statement would leave the connection one answer behind."""
+    with pytest.raises(UnicodeEncodeError):
+        call_alone("select %s::text || %s::text", ["a", "\ud800"])
+    assert call_alone("select %s::text || %s::text", ["a", "b"]) == "ab"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from functions.embed.embedding import embed_chunks
 from functions.ingest.ingestion import ingest_document, withdraw_document
-from shared.database import tenant_session
+from shared.database import application_engine, tenant_session
 from shared.documents.intake import Reception, skip_unchanged
 from shared.errors import Superseded
 from shared.events import DocumentSubmitted, DocumentWithdrawn, EmbedChunks, decode
@@ -89,6 +90,30 @@ def test_two_versions_with_the_same_text_in_flight_are_paid_once(
     with tenant_session(tenant.tenant_id) as session:
         found = session.execute(text("select source_version, state from rag.versions order by 1")).all()
     assert [tuple(row) for row in found] == [(1, "superseded"), (2, "searchable")]
+
+
+def test_a_batch_of_a_new_document_asks_the_database_a_few_times(
+    tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """What concerns other versions, campaigns and waiting is asked only where there are any: 19 statements, 30 once.
+
+    In a small batch they are what embedding costs besides the model (ADR 0014).
+    """
+    ingest_document(submission(tenant, BODY, "pumpen.md"), "upstream", fake_services)
+    (command,) = commands(bus)
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "set_config" not in statement:
+            asked.append(statement)
+
+    event.listen(application_engine(), "before_cursor_execute", note)
+    try:
+        embed_chunks(command, fake_services)
+    finally:
+        event.remove(application_engine(), "before_cursor_execute", note)
+    assert documents(tenant)["pumpen.md"].state == "searchable"
+    assert len(asked) <= 20, "\n".join(asked)
 
 
 def test_a_delivery_that_comes_second_is_superseded(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:

@@ -94,6 +94,10 @@ def test_a_question_is_stored_and_commanded(app: Flask, tenant: Principal, bus: 
     assert first.location == f"/runs/{first.get_json()['id']}"
     assert first.get_json() | {"state": "queued"} == second.get_json()
     assert bus.names() == ["answer-question"]
+    other = client.post("/questions", json={"question": "Why not?"}, headers=headers | {"Accept-Language": "de"})
+    assert (other.status_code, other.get_json()["reason"]) == (409, "key-used-already")
+    assert "Schlüssel" in other.get_json()["detail"]
+    assert bus.names() == ["answer-question"]
 
 
 def test_a_question_that_is_none_is_refused_in_the_readers_language(app: Flask, tenant: Principal) -> None:
@@ -181,14 +185,16 @@ def test_a_run_is_seen_by_its_member_only(app: Flask, make_tenant: Callable[...,
     client = signed_in(app, owner)
     run_id = ask(client)
     answered(lease(owner, run_id), 1)
-    for path in (f"/runs/{run_id}", f"/runs/{run_id}/events"):
+    conversation_id = client.get(f"/runs/{run_id}").get_json()["conversation_id"]
+    for path in (f"/runs/{run_id}", f"/runs/{run_id}/events", f"/conversations/{conversation_id}"):
         with client.get(path) as own:
             assert own.status_code == 200
         for stranger in (signed_in(app, other), signed_in(app, colleague)):
-            foreign, missing = stranger.get(path), stranger.get(path.replace(str(run_id), str(uuid4())))
+            foreign, missing = stranger.get(path), stranger.get(re.sub(r"[0-9a-f-]{36}", str(uuid4()), path))
             assert foreign.status_code == missing.status_code == 404
             assert foreign.get_json() == missing.get_json()
             assert stranger.get("/runs").get_json() == {"runs": []}
+            assert stranger.get("/conversations").get_json() == {"conversations": []}
 
 
 def test_recent_questions_are_listed_newest_first(app: Flask, tenant: Principal) -> None:
@@ -245,3 +251,25 @@ def test_a_question_continues_its_conversation(app: Flask, make_tenant: Callable
     for wrong in ("nonsense", str(uuid4())):
         answer = client.post("/questions", json=body | {"conversation_id": wrong})
         assert answer.status_code in (400, 404, 422)
+
+
+def test_conversations_are_found_again_with_their_runs(app: Flask, tenant: Principal) -> None:
+    """By their first question, the one with the newest question first; a run with its citations and findings."""
+    client = signed_in(app, tenant)
+    first = ask(client, "First?")
+    begun = client.get(f"/runs/{first}").get_json()["conversation_id"]
+    other = ask(client, "Other?")
+    body = {"question": "And then?", "conversation_id": begun}
+    second = client.post("/questions", json=body).get_json()["id"]
+    answered(lease(tenant, first), 1)
+    held = lease(tenant, UUID(second))
+    with tenant_session(tenant.tenant_id) as session:
+        finish(session, held, Answer("Nothing.", True, (), "m", 1, 1, findings=("invented", "unmarked")), 1)
+    found = client.get("/conversations").get_json()["conversations"]
+    told = [(c["title"], c["questions"], c["run_id"], c["state"], c["no_evidence"]) for c in found]
+    assert told == [("First?", 2, second, "answered", True), ("Other?", 1, str(other), "queued", False)]
+    runs = client.get(f"/conversations/{begun}").get_json()["runs"]
+    assert [run["question"] for run in runs] == ["First?", "And then?"]
+    assert [len(run["citations"]) for run in runs] == [1, 0]
+    assert [run["findings"] for run in runs] == [[], ["invented", "unmarked"]]
+    assert runs[0] == client.get(f"/runs/{first}").get_json()

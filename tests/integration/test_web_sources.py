@@ -20,10 +20,12 @@ from sqlalchemy import text
 from cli.web_sources import web_sources
 from functions.embed.embedding import embed_chunks
 from functions.ingest.web_pages import ingest_web_page
+from functions.maintenance.archiving import archive_exhausted
 from functions.maintenance.running import run_job
 from shared.database import operator_session, tenant_session
 from shared.documents.ending import withdraw
 from shared.documents.intake import document_id_of
+from shared.doors import Delivery
 from shared.errors import NoesisError, PermanentError, Postponed, Superseded
 from shared.events import DocumentSubmitted, DocumentWithdrawn, EmbedChunks, RunJob, decode
 from shared.fakes import FakeBus, FakeModels, FakeStorage
@@ -280,6 +282,32 @@ def test_the_same_bytes_without_validators_write_nothing(
     visit_all(world, bus, reader)
     assert site.asked.count("/a") == 2
     assert documents(reader) == before
+
+
+@pytest.mark.parametrize("page", ["new", "known", "gone"])
+def test_a_visit_that_fails_on_every_delivery_fails_only_a_page_that_is_awaited(
+    page: str, reader: Principal, world: Services, bus: FakeBus, site: Site
+) -> None:
+    """One without a document yet; what answers already stays as it is, and what left its source makes no document."""
+    url = site.page("/a", "apples")
+    if page != "gone":
+        add(reader, world, url)
+    if page == "known":
+        visit_all(world, bus, reader)
+    before = documents(reader)
+    event = DocumentSubmitted(tenant_id=reader.tenant_id, external_id=url, uri=url)
+    origin = {"CloudPubSubDeadLetterSourceSubscription": f"ingest-{SOURCE}"}
+    archive_exhausted(
+        Delivery(uuid4().hex, event.data(), event.attributes() | origin, "dead-letter-archive", "/dead-letters")
+    )
+    after = documents(reader)
+    if page == "new":
+        assert (after[url].state, after[url].reason) == ("failed", "attempts-exhausted")
+        make_due(reader, url)
+        visit_all(world, bus, reader)
+        assert documents(reader)[url].state == "searchable"
+    else:
+        assert after == before
 
 
 def test_a_changed_page_is_a_new_version(reader: Principal, world: Services, bus: FakeBus, site: Site) -> None:

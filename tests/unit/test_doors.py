@@ -15,7 +15,7 @@ from flask import Flask, Request, Response, request
 from shared import doors, tracing
 from shared.doors import Delivery, by_path, handles, read_push, receives_raw
 from shared.errors import Superseded, TransientError
-from shared.events import DocumentWithdrawn, RunJob
+from shared.events import PUBLISHED, DocumentWithdrawn, RunJob
 from shared.push import NotAuthenticated, NotAuthorised
 
 GOOD = "Bearer good"
@@ -201,6 +201,14 @@ def test_both_spellings_of_the_message_id_are_read() -> None:
     """Pub/Sub sends messageId and message_id; the emulator only one of them."""
     assert _read({"message": {"message_id": "5", "data": ""}}).message_id == "5"
     assert _read({"message": {"messageId": 6, "data": ""}}).message_id == "6"
+
+
+def test_the_time_of_the_first_publish_stays_with_the_message() -> None:
+    """Out of the dead-letter topic a message comes newly published; when it was first is what Pub/Sub noted then."""
+    first = _read({"message": {"data": "", "publishTime": "2026-11-21T08:30:00.123Z"}})
+    assert first.attributes == {PUBLISHED: "2026-11-21T08:30:00.123Z"}
+    noted = {PUBLISHED: "2026-11-20T08:30:00.123Z"}
+    assert _read({"message": {"data": "", "attributes": noted, "publish_time": "later"}}).attributes == noted
 
 
 def test_a_raw_door_takes_what_nobody_can_decode() -> None:

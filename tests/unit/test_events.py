@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +17,7 @@ from shared.errors import PermanentError
 from shared.events import (
     INLINE_LIMIT,
     MESSAGES,
+    PUBLISHED,
     AnswerQuestion,
     AnswerReady,
     BudgetNearlySpent,
@@ -327,6 +328,60 @@ def test_without_a_source_version_the_time_of_the_event_counts() -> None:
     before = datetime(1066, 10, 14, tzinfo=UTC)
     assert DocumentWithdrawn(tenant_id=TENANT, external_id="1", occurred_at=before).version_number() == 0
     assert DocumentWithdrawn(tenant_id=TENANT, external_id="1", source_version=7).version_number() == 7
+
+
+def _submission(**fields: object) -> bytes:
+    body = {"name": "document-submitted", "version": 1, "tenant_id": str(TENANT), "external_id": "a", "content": "eA=="}
+    return json.dumps(body | fields).encode()
+
+
+@pytest.mark.parametrize("published", ["2026-11-21T08:30:00.123Z", "2026-11-21T08:30:00.123456+00:00"])
+def test_without_a_time_the_first_publish_counts_on_every_delivery(published: str) -> None:
+    """A redelivery, hours later or out of the dead letters, is the same version and not a newer one."""
+    told = {PUBLISHED: published}
+    first, again = (decode(_submission(), told) for _ in range(2))
+    assert isinstance(first, DocumentSubmitted)
+    assert isinstance(again, DocumentSubmitted)
+    assert first.version_number() == again.version_number()
+    assert first.version_number() // 1000 == 1_795_249_800_123
+
+
+def test_two_submissions_of_one_publish_request_are_two_versions() -> None:
+    """Pub/Sub gives all messages of a request the same millisecond."""
+    told = {PUBLISHED: "2026-11-21T08:30:00.123Z"}
+    numbers = {
+        message.version_number()
+        for message in (decode(_submission(content=content), told) for content in ("eA==", "eQ==", "eg=="))
+        if isinstance(message, DocumentSubmitted)
+    }
+    assert len(numbers) == 3
+
+
+def test_a_time_of_its_own_goes_before_the_time_of_publishing() -> None:
+    """Senders know better; a clock that is hours ahead is believed, too."""
+    message = decode(_submission(occurred_at="2026-11-22T08:00:00Z"), {PUBLISHED: "2026-11-21T08:30:00Z"})
+    assert message.occurred_at == datetime(2026, 11, 22, 8, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("occurred_at", ["2026-11-22T08:30:01Z", "9999-12-31T23:59:59Z"])
+def test_a_time_far_in_the_future_is_refused(occurred_at: str) -> None:
+    """It would beat every version that follows and every deletion."""
+    with pytest.raises(PermanentError, match="more than a day after") as refusal:
+        decode(_submission(occurred_at=occurred_at), {PUBLISHED: "2026-11-21T08:30:00Z"})
+    assert refusal.value.reason == "malformed-message"
+
+
+@pytest.mark.parametrize("occurred_at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"])
+def test_a_time_that_does_not_exist_in_utc_is_refused(occurred_at: str) -> None:
+    """Nothing could store it, so every delivery would fail."""
+    with pytest.raises(PermanentError, match="occurred_at"):
+        decode(_submission(occurred_at=occurred_at), {})
+
+
+@pytest.mark.parametrize("published", ["", "yesterday", "2026-11-21T08:30:00", "0001-01-01T00:00:00+14:00"])
+def test_an_unreadable_time_of_publishing_is_none(published: str) -> None:
+    """Then the time of arrival counts."""
+    assert abs(decode(_submission(), {PUBLISHED: published}).occurred_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 
 def test_messages_cannot_be_changed_after_the_fact() -> None:

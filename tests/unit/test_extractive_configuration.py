@@ -114,3 +114,8 @@ def test_input_type_reaches_who_knows_it_in_their_words() -> None:
     assert for_provider({"model": "cohere/embed-v4.0", **asked})["input_type"] == "search_document"
     assert for_provider({"model": "voyage/voyage-3", **asked})["input_type"] == "document"
     assert for_provider({"model": "openai/x", **asked}) == {"model": "openai/x", "input": ["a"]}
+    ours = {**asked, "encoding_format": "base64"}
+    assert for_provider({"model": "use-v3", **ours})["encoding_format"] == "base64"
+    assert for_provider({"model": "openai/x", **ours})["encoding_format"] == "float"
+    theirs = {"model": "openai/x", "input": ["a"], "encoding_format": "base64"}
+    assert for_provider(theirs) == theirs

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -131,7 +134,7 @@ def test_every_text_gets_its_vector(proxy: Proxy, models: LiteLLM) -> None:
     with tracing.bound(traceparent="00-" + "1" * 32 + "-" + "2" * 16 + "-01"):
         assert _embed(models, "eins", "zwei") == [[1.0, 0.5], [0.0, -1.0]]
     assert proxy.bodies == [
-        {"model": "use-v3", "input": ["eins", "zwei"], "encoding_format": "float", "input_type": "passage"}
+        {"model": "use-v3", "input": ["eins", "zwei"], "encoding_format": "base64", "input_type": "passage"}
     ]
     assert proxy.headers[0][""] == "/v1/embeddings"
     assert proxy.headers[0]["authorization"] == f"Bearer {KEY}"
@@ -142,6 +145,13 @@ def test_vectors_are_put_in_order_by_index(proxy: Proxy, models: LiteLLM) -> Non
     """A provider may answer in any order; a text never gets its neighbour's vector."""
     proxy.json({"data": [{"index": 1, "embedding": [0, 2]}, {"index": 0, "embedding": [1, 0]}]})
     assert _embed(models, "eins", "zwei") == [[1.0, 0.0], [0.0, 2.0]]
+
+
+def test_vectors_in_base64_are_the_same_numbers(proxy: Proxy, models: LiteLLM) -> None:
+    """Little-endian float32, as OpenAI sends them; both forms may come in one answer."""
+    packed = base64.b64encode(struct.pack("<2f", 1.5, -(2.0**-100))).decode()
+    proxy.json(_vectors(packed, [0, 2]))
+    assert _embed(models, "eins", "zwei") == [[1.5, -(2.0**-100)], [0.0, 2.0]]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,12 @@ def test_vectors_are_put_in_order_by_index(proxy: Proxy, models: LiteLLM) -> Non
         _vectors([1, 0], [0, 0]),
         _vectors([1, 0], None),
         _vectors([1, 0], "AAAA"),
+        _vectors([1, 0], "not base64"),
+        _vectors([1, 0], base64.b64encode(struct.pack("<2f", math.nan, 1)).decode()),
+        _vectors([1, 0], base64.b64encode(struct.pack("<2f", math.inf, 1)).decode()),
+        _vectors([1, 0], base64.b64encode(struct.pack("<2f", 0, 0)).decode()),
+        _vectors([1, 0], base64.b64encode(struct.pack("<3f", 1, 0, 0)).decode()),
+        _vectors([1, 0], base64.b64encode(struct.pack("<2f", 1, 0)).decode()[:-1]),
         _vectors([1, 0], {"0": 1, "1": 0}),
         {"data": [[1, 0], [0, 1]]},
         {"data": None},

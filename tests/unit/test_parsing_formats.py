@@ -6,6 +6,7 @@ import datetime as dt
 
 import docx
 import pptx
+import pytest
 from lxml import etree
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
@@ -216,6 +217,18 @@ def test_sheets_keep_names_ranges_and_values_as_shown() -> None:
     assert document.text == "Lager\n\nArtikel | Preis | Seit\nRad | 0.3 | 2026-11-02\n\nSumme | TRUE\n\nZwei\n\nx"
     tables = [(block.sheet, block.cells) for block in document.blocks if block.kind == "table"]
     assert tables == [("Lager", "A1:C2"), ("Lager", "B4:C4"), ("Zwei", "A1:A1")]
+
+
+@pytest.mark.parametrize(
+    ("sheets", "title"),
+    [(("Sheet1",), None), (("Tabelle1", "Preise 2026"), "Preise 2026"), (("Lager", "Sheet2"), "Lager")],
+)
+def test_a_sheet_that_nobody_named_gives_no_title(sheets: tuple[str, ...], title: str | None) -> None:
+    """Every workbook has a Sheet1: the name of the file tells more. The text keeps the name, for places refer to it."""
+    document = parse(make_xlsx({name: [["x", number]] for number, name in enumerate(sheets)}))
+    assert document.title == title
+    if len(sheets) > 1:
+        assert all(name in document.text for name in sheets)
 
 
 def test_csv_finds_its_dialect_and_counts_rows() -> None:

@@ -133,7 +133,8 @@ def test_a_function_runs_as_the_topology_says(settings: Settings) -> None:
     for name in services.function_names(services.topology()):
         service = planned(settings)[name]
         assert service.port
-        assert service.environment["THREADS"] == str(declared[name]["concurrency"])
+        threads = declared[name].get("laptop_threads", declared[name]["concurrency"])
+        assert service.environment["THREADS"] == str(threads)
         assert service.environment["CLOUD_RUN_TIMEOUT_SECONDS"] == str(declared[name]["timeout"])
         assert service.environment["DATABASE_POOL"] == str(declared[name]["pool"])
         assert service.environment["PUSH_AUDIENCE"] == f"http://127.0.0.1:{service.port.number}"

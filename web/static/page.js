@@ -128,7 +128,7 @@ function clearResult(question) {
   draft = "";
   $("asked").textContent = question;
   for (const id of ["steps", "answer"]) $(id).replaceChildren();
-  for (const id of ["notice", "sources", "stop", "judge"]) $(id).hidden = true;
+  for (const id of ["notice", "sources", "stop", "judge", "checked"]) $(id).hidden = true;
   $("notice").className = "notice";
   $("result").hidden = false;
   $("answer").className = "answer";
@@ -141,7 +141,7 @@ function showStep(name) {
   if (last?.textContent === label) return;
   if (last?.matches("[data-waiting]")) {
     last.remove();
-    listRuns(); // no longer waiting
+    listConversations(); // no longer waiting
   } else last?.removeAttribute("aria-current");
   $("steps").append(element("li", { "aria-current": "step" }, label));
   $("status").textContent = label;
@@ -170,7 +170,17 @@ function showRun(run) {
   $("status").textContent = say(run.no_evidence ? "no-evidence" : "answered");
   $("sources").hidden = run.citations.length === 0;
   $("sources").querySelector("ol").replaceChildren(...run.citations.map(sourceRow));
+  showChecked(run);
   showJudging();
+}
+
+// What verification labelled, took out or dropped: the labels stand in the answer, this says why.
+function showChecked(run) {
+  const counts = new Map();
+  for (const finding of run.findings) counts.set(finding, (counts.get(finding) || 0) + 1);
+  const what = [...counts].map(([finding, count]) => `${count} × ${words[`finding.${finding}`] || finding}`).join(", ");
+  $("checked").textContent = say(run.no_evidence ? "checked.dropped" : "checked", { what });
+  $("checked").hidden = counts.size === 0;
 }
 
 // ---- Stopping and judging
@@ -180,7 +190,7 @@ async function stop() {
   try {
     const run = await call(`/runs/${current.id}/cancel`, { method: "POST" });
     if (current.id === run.id) showRun(run);
-    listRuns();
+    listConversations();
   } catch (refused) {
     notice(refused.message, refused.advice, "failed");
   } finally {
@@ -261,7 +271,7 @@ function follow(run, after = 0) {
     });
   const finish = (data) => {
     showRun(data);
-    listRuns();
+    listConversations();
   };
   $("answer").setAttribute("aria-busy", "true");
   $("answer").classList.add("draft");
@@ -307,6 +317,7 @@ const isOpen = (run) => ["queued", "running", "waiting"].includes(run.state);
 function present(run) {
   current = run;
   clearResult(run.question);
+  showConversation(run);
   if (!isOpen(run)) return showRun(run);
   showStepWaiting();
   follow(run);
@@ -327,13 +338,14 @@ async function ask(question) {
       method: "POST",
       // The same key again is the same question: a lost reply and a second click cost nothing.
       headers: { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID() },
-      body: JSON.stringify({ question: text }),
+      // While a conversation is on the screen, the question continues it.
+      body: JSON.stringify({ question: text, conversation_id: current?.conversation_id }),
     });
     $("question").value = "";
     grow();
     history.pushState({ run: run.id }, "", `/?run=${run.id}`);
     present(run);
-    listRuns();
+    listConversations();
   } catch (refused) {
     error.textContent = [refused.message, refused.advice].filter(Boolean).join(" ");
     error.hidden = false;
@@ -348,7 +360,49 @@ function grow() {
   field.rows = Math.min(8, Math.max(1, field.value.split("\n").length));
 }
 
-// ---- Recent questions ----------------------------------------------------------------------------------------------
+// ---- Conversations -------------------------------------------------------------------------------------------------
+
+// The form asks on while a conversation is shown; its other questions stand below the one that is open.
+async function showConversation(run) {
+  $("fresh").hidden = run === null;
+  $("question").placeholder = say(run ? "ask.on" : "ask.first");
+  if ($("turns").dataset.conversation !== run?.conversation_id) showTurns([]);
+  if (!run) return;
+  $("turns").dataset.conversation = run.conversation_id;
+  const { runs } = await call(`/conversations/${run.conversation_id}`).catch(() => ({ runs: null }));
+  if (runs && current?.id === run.id) showTurns(runs.filter((turn) => turn.id !== run.id).reverse());
+}
+
+function showTurns(runs) {
+  $("turns").hidden = runs.length === 0;
+  $("turns").querySelector("ol").replaceChildren(...runs.map(turnRow));
+}
+
+function turnRow(run) {
+  const said = run.state === "answered" ? rendered(run.answer, run.citations) : [words[`run.${run.state}`] || run.state];
+  return element(
+    "li",
+    {},
+    element("h3", {}, element("a", { href: `/?run=${run.id}`, onclick: opens(run.id) }, run.question)),
+    element("div", { class: run.no_evidence ? "answer none" : "answer" }, ...said),
+  );
+}
+
+function beginConversation() {
+  history.pushState({}, "", "/");
+  showFromAddress();
+  markRecent();
+  $("question").focus();
+}
+
+function opens(id) {
+  return (event) => {
+    if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+    event.preventDefault();
+    history.pushState({ run: id }, "", `/?run=${id}`);
+    showFromAddress(true);
+  };
+}
 
 const ago = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
 
@@ -360,31 +414,34 @@ function since(moment) {
   return ago.format(0, "second");
 }
 
-function runRow(run) {
-  const open = (event) => {
-    if (event.metaKey || event.ctrlKey || event.shiftKey) return;
-    event.preventDefault();
-    history.pushState({ run: run.id }, "", `/?run=${run.id}`);
-    showFromAddress(true);
-  };
-  const state = run.no_evidence ? words["run.no-evidence"] : words[`run.${run.state}`];
+function conversationRow(conversation) {
+  const state = conversation.no_evidence ? words["run.no-evidence"] : words[`run.${conversation.state}`];
+  const count = conversation.questions > 1 ? say("questions", { count: conversation.questions }) : "";
   return element(
     "li",
     {},
     element(
       "a",
-      { href: `/?run=${run.id}`, onclick: open, "aria-current": run.id === current?.id ? "true" : null },
-      element("span", { class: "title" }, run.question),
-      element("span", { class: "hint" }, [state, since(run.created_at)].filter(Boolean).join(" · ")),
+      { href: `/?run=${conversation.run_id}`, onclick: opens(conversation.run_id), "data-id": conversation.id },
+      element("span", { class: "title" }, conversation.title),
+      element("span", { class: "hint" }, [count, state, since(conversation.asked_at)].filter(Boolean).join(" · ")),
     ),
   );
 }
 
-async function listRuns() {
-  const { runs } = await call("/runs").catch(() => ({ runs: null }));
-  if (!runs) return;
-  $("recent").replaceChildren(...runs.map(runRow));
-  $("no-questions").hidden = runs.length > 0;
+async function listConversations() {
+  const { conversations } = await call("/conversations").catch(() => ({ conversations: null }));
+  if (!conversations) return;
+  $("recent").replaceChildren(...conversations.map(conversationRow));
+  $("no-questions").hidden = conversations.length > 0;
+  markRecent();
+}
+
+function markRecent() {
+  for (const link of $("recent").querySelectorAll("a")) {
+    if (link.dataset.id === current?.conversation_id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
 }
 
 async function showFromAddress(focus = false) {
@@ -393,6 +450,7 @@ async function showFromAddress(focus = false) {
     stream?.close();
     stream = current = null;
     $("result").hidden = true;
+    showConversation(null);
     return;
   }
   try {
@@ -401,9 +459,7 @@ async function showFromAddress(focus = false) {
     clearResult("");
     notice(refused.message, refused.advice, "failed");
   }
-  for (const link of $("recent").querySelectorAll("a")) {
-    link.toggleAttribute("aria-current", link.search === location.search);
-  }
+  markRecent();
   if (focus) $("asked").focus();
 }
 
@@ -512,7 +568,10 @@ function documentRow(document) {
   if (document.reason) {
     row.append(element("p", { class: "why" }, document.message, " ", element("span", {}, document.next_action)));
   }
-  if ("curates" in $("documents").dataset) row.append(deleteButton(document));
+  if ("curates" in $("documents").dataset) {
+    if (["received", "ingested"].includes(document.state)) row.append(cancelButton(document));
+    row.append(deleteButton(document));
+  }
   return row;
 }
 
@@ -520,6 +579,12 @@ function deleteButton(document) {
   const label = say("delete", { title: document.title });
   const ask = () => confirm(say("delete-sure", { title: document.title })) && change(document, "delete");
   return element("button", { class: "quiet delete", type: "button", "aria-label": label, title: label, onclick: ask }, "×");
+}
+
+function cancelButton(document) {
+  const label = say("cancel-document", { title: document.title });
+  const stop = () => change(document, "cancel");
+  return element("button", { class: "quiet", type: "button", "aria-label": label, onclick: stop }, say("cancel"));
 }
 
 async function change(document, act) {
@@ -704,6 +769,7 @@ addEventListener("drop", (event) => {
 // ---- Start ---------------------------------------------------------------------------------------------------------
 
 $("stop").addEventListener("click", stop);
+$("fresh").addEventListener("click", beginConversation);
 $("judge").addEventListener("click", (event) => {
   const chosen = event.target.closest("button[value]");
   if (chosen) judge(chosen.value);
@@ -728,5 +794,5 @@ addEventListener("pageshow", (event) => event.persisted && location.reload());
 
 refreshDocuments();
 await showFromAddress();
-listRuns();
+listConversations();
 if (!current) $("question").focus();

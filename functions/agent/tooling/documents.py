@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from functions.agent.state import PassageState
 from functions.agent.tooling.working import Found, Work
-from shared.documents.reading import MAY_SEE, read_document
+from shared.documents.reading import MAY_SEE, MAY_SEE_TEXT, read_document
 from shared.errors import PermanentError
 from shared.retrieval.questions import Filters
 from shared.retrieval.search import search as search_passages
@@ -196,14 +196,16 @@ def _version(
     """A version that has answered: by its number, else the current one, else the last before another."""
     row = session.execute(
         text(
-            "select version_id, source_version, chunks from rag.versions where tenant_id = :tenant "
-            "and document_id = :document and state in ('searchable', 'superseded') and case "
-            "when cast(:number as bigint) is not null then source_version = :number "
-            "when cast(:current as uuid) is not null then version_id = :current "
-            "else source_version < :before end order by source_version desc limit 1"
+            "select v.version_id, v.source_version, v.chunks from rag.versions v join rag.documents d "
+            "on d.tenant_id = v.tenant_id and d.document_id = v.document_id where v.tenant_id = :tenant "
+            "and v.document_id = :document and v.state in ('searchable', 'superseded') and case "
+            "when cast(:number as bigint) is not null then v.source_version = :number "
+            "when cast(:current as uuid) is not null then v.version_id = :current "
+            f"else v.source_version < :before end and {MAY_SEE_TEXT} order by v.source_version desc limit 1"
         ),
         {
             "tenant": work.principal.tenant_id,
+            "member": work.principal.member_id,
             "document": document_id,
             "number": number,
             "current": current,

@@ -25,6 +25,8 @@ _NO_TITLE = re.compile(
     r"[ -]?\d*(?:\.\w{1,5})?",
     re.IGNORECASE,
 )
+_NO_SHEET = re.compile(r"(?:sheet|tabelle|feuil|hoja|foglio|blad|arkusz)\s?\d*", re.IGNORECASE)
+"""What programs call a sheet that nobody named: every workbook would have the same title."""
 
 
 def clean(text: str) -> str:
@@ -110,6 +112,15 @@ class Assembly:
         self._length = start + len(text)
         return start
 
+    def _first_heading(self, text: str) -> str:
+        """The first heading that somebody chose; "" without any."""
+        for block in self._blocks:
+            if block.kind == "heading":
+                heading = text[block.start : block.end]
+                if block.sheet is None or not _NO_SHEET.fullmatch(heading):
+                    return heading
+        return ""
+
     def finish(
         self,
         media_type: str,
@@ -122,9 +133,7 @@ class Assembly:
     ) -> ParsedDocument:
         """The document; without a title the first heading becomes it."""
         text = "".join(self._parts)
-        title = _chosen(one_line(clean(title or ""))) or next(
-            (text[block.start : block.end] for block in self._blocks if block.kind == "heading"), ""
-        )
+        title = _chosen(one_line(clean(title or ""))) or self._first_heading(text)
         return ParsedDocument(
             text=text,
             media_type=media_type,

@@ -62,21 +62,28 @@ def _rules(page: raw.FPDF_PAGE) -> tuple[list[Rule], list[Rule]]:
     """Horizontal and vertical rules of a page: strokes along an axis, thin rectangles, the edges of boxes."""
     horizontal: list[Rule] = []
     vertical: list[Rule] = []
+    get, kind_of, path = raw.FPDFPage_GetObject, raw.FPDFPageObj_GetType, raw.FPDF_PAGEOBJ_PATH
+    bounds = ctypes.c_float(), ctypes.c_float(), ctypes.c_float(), ctypes.c_float()
     for index in range(raw.FPDFPage_CountObjects(page)):
-        item = raw.FPDFPage_GetObject(page, index)
-        if raw.FPDFPageObj_GetType(item) != raw.FPDF_PAGEOBJ_PATH:
+        item = get(page, index)
+        if kind_of(item) != path:
             continue
-        _add_rules(item, horizontal, vertical)
+        _add_rules(item, bounds, horizontal, vertical)
         if len(horizontal) + len(vertical) > 4 * MOST_RULES:
             return [], []
     return horizontal, vertical
 
 
-def _add_rules(item: raw.FPDF_PAGEOBJECT, horizontal: list[Rule], vertical: list[Rule]) -> None:
-    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
-    if not raw.FPDFPageObj_GetBounds(item, left, bottom, right, top):
+def _add_rules(
+    item: raw.FPDF_PAGEOBJECT,
+    bounds: tuple[ctypes.c_float, ctypes.c_float, ctypes.c_float, ctypes.c_float],
+    horizontal: list[Rule],
+    vertical: list[Rule],
+) -> None:
+    """Add the rules of a path; `bounds` is room for pdfium's answer, made once a page."""
+    if not raw.FPDFPageObj_GetBounds(item, *bounds):
         return
-    x0, y0, x1, y1 = left.value, bottom.value, right.value, top.value
+    x0, y0, x1, y1 = (bound.value for bound in bounds)
     if y1 - y0 <= _THIN and x1 - x0 >= SHORTEST:
         horizontal.append(Rule((y0 + y1) / 2, x0, x1))
     elif x1 - x0 <= _THIN and y1 - y0 >= SHORTEST:
@@ -97,21 +104,21 @@ def _segments(item: raw.FPDF_PAGEOBJECT) -> list[tuple[float, float, float, floa
         return []
     found: list[tuple[float, float, float, float]] = []
     x, y = ctypes.c_float(), ctypes.c_float()
+    a, b, c, d, e, f = matrix.a, matrix.b, matrix.c, matrix.d, matrix.e, matrix.f
+    get, point_of, kind_of = raw.FPDFPath_GetPathSegment, raw.FPDFPathSegment_GetPoint, raw.FPDFPathSegment_GetType
+    closes = raw.FPDFPathSegment_GetClose
     begun = at = (0.0, 0.0)
     for index in range(count):
-        segment = raw.FPDFPath_GetPathSegment(item, index)
-        kind = raw.FPDFPathSegment_GetType(segment)
-        raw.FPDFPathSegment_GetPoint(segment, x, y)
-        point = (
-            matrix.a * x.value + matrix.c * y.value + matrix.e,
-            matrix.b * x.value + matrix.d * y.value + matrix.f,
-        )
+        segment = get(item, index)
+        kind = kind_of(segment)
+        point_of(segment, x, y)
+        point = (a * x.value + c * y.value + e, b * x.value + d * y.value + f)
         if kind == raw.FPDF_SEGMENT_MOVETO:
             begun = point
         elif kind == raw.FPDF_SEGMENT_LINETO:
             found.append((*at, *point))
         at = point
-        if raw.FPDFPathSegment_GetClose(segment):
+        if closes(segment):
             found.append((*at, *begun))
             at = begun
     return found
@@ -119,15 +126,17 @@ def _segments(item: raw.FPDF_PAGEOBJECT) -> list[tuple[float, float, float, floa
 
 def _pieces(text: raw.FPDF_TEXTPAGE, places: list[tuple[int, str]], grid: Grid) -> list[Piece]:
     """The words of some lines with their boxes; a word that stands in two columns letter by letter."""
-    box = raw.FS_RECTF()
+    box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
     pieces: list[Piece] = []
 
     def add(words: str, first: int, last: int) -> None:
-        raw.FPDFText_GetLooseCharBox(text, first, box)
+        box_of(text, first, box)
         x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
         if last > first:
-            raw.FPDFText_GetLooseCharBox(text, last, box)
-            x0, y0, x1, y1 = min(x0, box.left), min(y0, box.bottom), max(x1, box.right), max(y1, box.top)
+            box_of(text, last, box)
+            left, bottom, right, top = box.left, box.bottom, box.right, box.top
+            x0, y0 = left if left < x0 else x0, bottom if bottom < y0 else y0
+            x1, y1 = right if right > x1 else x1, top if top > y1 else y1
         pieces.append(Piece(words, x0, y0, x1, y1))
 
     for start, line in places:

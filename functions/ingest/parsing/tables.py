@@ -6,8 +6,8 @@ that no letter enters. Tables without any rule stay text: guessing them would te
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 TOUCH = 2.5
@@ -89,42 +89,32 @@ def find(horizontal: Iterable[Rule], vertical: Iterable[Rule]) -> list[Grid]:
 def _joined(rules: Iterable[Rule]) -> list[Rule]:
     """One rule out of pieces that follow each other, or lie upon each other, at the same place."""
     joined: list[Rule] = []
-    for rule in sorted(rules):
-        number = next((number for number in _near(joined, rule) if _adjoin(joined[number], rule)), None)
-        if number is None:
-            joined.append(rule)
-        else:
+    for at, start, end in sorted(rules):
+        # Ordered by place: those at the same one are the last.
+        number = len(joined) - 1
+        while number >= 0 and at - joined[number].at <= TOUCH:
             last = joined[number]
-            joined[number] = Rule(last.at, min(last.start, rule.start), max(last.end, rule.end))
+            if start <= last.end + TOUCH and last.start <= end + TOUCH:
+                joined[number] = Rule(last.at, min(last.start, start), max(last.end, end))
+                break
+            number -= 1
+        else:
+            joined.append(Rule(at, start, end))
     return [rule for rule in joined if rule.end - rule.start >= SHORTEST]
-
-
-def _near(joined: Sequence[Rule], rule: Rule) -> Iterator[int]:
-    """The numbers of the rules at the same place, last first; `joined` is ordered by place."""
-    for number in range(len(joined) - 1, -1, -1):
-        if rule.at - joined[number].at > TOUCH:
-            return
-        yield number
-
-
-def _adjoin(a: Rule, b: Rule) -> bool:
-    return b.start <= a.end + TOUCH and a.start <= b.end + TOUCH
 
 
 def _crossed(across: Sequence[Rule], upright: Sequence[Rule]) -> list[Grid]:
     """Grids: sets of rules that touch each other, with at least two columns and two rows (one of them a heading)."""
     grids = []
-    left = list(upright)
+    free, left = list(across), list(upright)
     while left:
-        columns, rows = [left.pop()], list[Rule]()
-        grown = True
-        while grown:
-            met = [rule for rule in across if rule not in rows and any(_touch(rule, one) for one in columns)]
+        fresh = [left.pop()]
+        columns, rows = list[Rule](), list[Rule]()
+        while fresh:
+            columns += fresh
+            met, free = _parted(free, fresh)
             rows += met
-            more = [rule for rule in left if any(_touch(one, rule) for one in met)]
-            columns += more
-            left = [rule for rule in left if rule not in more]
-            grown = bool(met or more)
+            fresh, left = _parted(left, met)
         xs, ys = _places(columns), _places(rows)
         if rows:
             # The outer edge may be open: a table without a frame.
@@ -134,8 +124,18 @@ def _crossed(across: Sequence[Rule], upright: Sequence[Rule]) -> list[Grid]:
     return [grid for grid in grids if not any(_within(grid, other) for other in grids if other is not grid)]
 
 
-def _touch(row: Rule, column: Rule) -> bool:
-    return row.start - TOUCH <= column.at <= row.end + TOUCH and column.start - TOUCH <= row.at <= column.end + TOUCH
+def _parted(rules: Sequence[Rule], others: Sequence[Rule]) -> tuple[list[Rule], list[Rule]]:
+    """The rules that touch one of the others, which cross their direction, and those that do not."""
+    touching, apart = list[Rule](), list[Rule]()
+    for rule in rules:
+        at, low, high = rule.at, rule.start - TOUCH, rule.end + TOUCH
+        for place, start, end in others:
+            if low <= place <= high and start - TOUCH <= at <= end + TOUCH:
+                touching.append(rule)
+                break
+        else:
+            apart.append(rule)
+    return touching, apart
 
 
 def _places(rules: Sequence[Rule]) -> tuple[float, ...]:
@@ -207,12 +207,11 @@ def _cells(grid: Grid, pieces: Sequence[Piece]) -> list[Row]:
 
 def _first_columns(grid: Grid, middle: float) -> list[int]:
     """For each column the first one it is joined with in the row at this height."""
+    crossing = sorted(at for at, start, end in grid.uprights if start <= middle <= end)
     first: list[int] = []
-    for number in range(len(grid.columns) - 1):
-        edge = grid.columns[number]
-        parted = number == 0 or any(
-            abs(rule.at - edge) <= TOUCH and rule.start <= middle <= rule.end for rule in grid.uprights
-        )
+    for number, edge in enumerate(grid.columns[:-1]):
+        nearest = bisect_left(crossing, edge - TOUCH)
+        parted = number == 0 or (nearest < len(crossing) and crossing[nearest] <= edge + TOUCH)
         first.append(number if parted else first[-1])
     return first
 

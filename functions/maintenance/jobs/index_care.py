@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shared.database import operator_session
-from shared.jobs.leases import Lease, Progress
+from shared.database import operator_session, patiently
+from shared.jobs.leases import SLICE_SECONDS, Lease, Progress
 from shared.retrieval import indexes, statistics
 from shared.services import Services
 
@@ -26,7 +26,7 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     total = len(tenants) + len(plan.build) + len(plan.drop)
     counts = {"refreshed": 0, "forgotten_words": 0, "built": 0, "dropped": 0, "waiting": 0}
     for done, tenant_id in enumerate(tenants, start=1):
-        with operator_session() as session:
+        with operator_session() as session, patiently(session, SLICE_SECONDS):
             statistics.refresh(session, tenant_id)
             counts["forgotten_words"] += statistics.prune(session, tenant_id)
         counts["refreshed"] += 1

@@ -50,6 +50,15 @@ RULES: dict[str, tuple[str, str]] = {
         "on r.tenant_id = t.tenant_id and r.run_id = t.run_id "
         "where t.result is not null and r.finished_at < now() - cast(:age as interval) limit :limit)",
     ),
+    # Who decided what, and when, stays; what the tool was to be told does not.
+    "approvals": (
+        "30 days",
+        "update core.approvals set arguments = '{}', edited = null, note = '' where (tenant_id, approval_id) in ("
+        "select a.tenant_id, a.approval_id from core.approvals a join core.runs r "
+        "on r.tenant_id = a.tenant_id and r.run_id = a.run_id "
+        "where (a.arguments <> '{}' or a.edited is not null or a.note <> '') "
+        "and r.finished_at < now() - cast(:age as interval) limit :limit)",
+    ),
     "checkpoint_writes": (
         "30 days",
         "delete from core.checkpoint_writes w using ("
@@ -57,6 +66,14 @@ RULES: dict[str, tuple[str, str]] = {
         "on r.tenant_id = c.tenant_id and cast(r.run_id as text) = c.thread_id "
         "where r.finished_at < now() - cast(:age as interval) limit :limit) old "
         "where w.tenant_id = old.tenant_id and w.thread_id = old.thread_id",
+    ),
+    "checkpoint_parts": (
+        "30 days",
+        "delete from core.checkpoint_parts q using ("
+        "select c.tenant_id, c.thread_id from core.checkpoint_parts c join core.runs r "
+        "on r.tenant_id = c.tenant_id and cast(r.run_id as text) = c.thread_id "
+        "where r.finished_at < now() - cast(:age as interval) limit :limit) old "
+        "where q.tenant_id = old.tenant_id and q.thread_id = old.thread_id",
     ),
     "checkpoints": (
         "30 days",
