@@ -80,7 +80,7 @@ class Platform:
         request = Request(  # our own loopback address
             f"http://127.0.0.1:{self.environment['BUS_HTTP_PORT']}/_clock/advance?seconds={seconds}", method="POST"
         )
-        urlopen(request, timeout=5).close()
+        urlopen(request, timeout=30).close()  # the bus answers after what was due has run, or ten seconds
 
     def rows(self, sql: str, **values: object) -> list[Any]:
         """Look into the database as an operator."""

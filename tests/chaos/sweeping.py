@@ -157,9 +157,12 @@ class Stage:
             late.resume()
             self.mend(forks, case)
             sold = self.provider.sold_with(case.marker)
-            # Ended in the transaction that would have booked a reply: the same as a death there.
-            lost = sold - Counter(set(sold)) if point.in_transaction else Counter[str]()
-            wrong += self.wrong(case, lost) + self.differences(case, expected)
+            booked = self.wrong(case)
+            if booked and point.in_transaction:
+                # Ended in the transaction that would have booked a reply: the same as a death there. One that is back
+                # before the server's patience ends books what it has paid.
+                booked = self.wrong(case, lost=sold - Counter(set(sold)))
+            wrong += booked + self.differences(case, expected)
             # Its own call may come late; the other one, who found the lease ended, has paid by then.
             wrong += [f"embedded {n} times: {text[:60]}" for text, n in sold.items() if n > 2]
             return [f"{scenario.name}, {point}: {what}" for what in wrong]
