@@ -41,7 +41,8 @@ STRAYED = 77
 
 PINGS = (";", "select 1")
 _SPACE = re.compile(r"\s+")
-_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DIFFERS = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<=statement_timeout = )\d+")
+"""Ids, and what is left of a deadline: no two runs have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class CrashPoints:
             self._connections.add(cursor._c)
             # A ping of the pool (after a while, so not always) is the same instant as the end of what came before.
             # A transaction begins with its tenant in the text: another one in every run.
-            return "" if sql in PINGS else _ID.sub("…", sql)
+            return "" if sql in PINGS else _DIFFERS.sub("…", sql)
 
         self.wrap(pg8000.legacy.Cursor, "execute", "sql", statement, after=False)
         self.wrap(pg8000.legacy.Connection, "commit", "commit", lambda _: "transaction")
