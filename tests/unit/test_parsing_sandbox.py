@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -147,6 +148,32 @@ def test_a_child_that_dies_over_a_document_is_a_crash() -> None:
     thread.join()
     assert refused == ["parse-crash"]
     assert parse_in_child(SMALL).text
+
+
+LARGE_PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+held = bytearray(b"x") * (300 << 20)
+from functions.ingest.parsing.sandbox import parse_in_child
+from shared.errors import PermanentError
+try:
+    parse_in_child(b"# Text", name="a.md", memory_mb=500)
+except PermanentError as error:
+    print(error.reason)
+"""
+
+
+def test_what_the_parent_holds_does_not_count_as_the_childs_memory(tmp_path: Path) -> None:
+    """A child that dies below a parent larger than half of its limit has crashed; it did not run out of memory."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'functions.ingest.parsing.child' in sys.orig_argv:\n"
+        "    import functions.ingest.parsing as p\n    p.parse = lambda *a, **k: os.abort()\n"
+    )
+    # In a process of its own: the most that one has ever held never becomes less, and other tests measure it.
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_PARENT, str(tmp_path)], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "parse-crash", done.stderr
 
 
 def test_a_mistake_in_a_parser_is_a_crash_that_names_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -53,6 +54,9 @@ class _Child:
                 },
                 start_new_session=True,  # Ctrl-C in a terminal is for the parent, which ends its children itself
             )
+        # Until the child has held more, Linux reports the most that its parent held: it comes along through vfork and
+        # exec (exec_mmap, setmax_mm_hiwater_rss).
+        self._inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._socket = ours
         self.served = 0
 
@@ -97,7 +101,7 @@ class _Child:
         return data
 
     def end(self) -> tuple[int, int]:
-        """Kill the child and collect it; its exit status and the most memory it held, in bytes."""
+        """Kill the child and collect it; its exit status and the most memory it held, in bytes (0: not known)."""
         self._socket.close()
         # Not Popen.kill(): that collects a dead child first, and its memory figure would be lost.
         with contextlib.suppress(ProcessLookupError):
@@ -108,7 +112,7 @@ class _Child:
             self._process.returncode = 0
             return 0, 0
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        return self._process.returncode, usage.ru_maxrss * 1024
+        return self._process.returncode, usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited else 0
 
 
 _idle: list[_Child] = []
