@@ -104,7 +104,8 @@ def test_a_fault_ends_as_it_should_and_is_mended_by_the_next_delivery(agent: Age
         assert (tokens, output) == (bill["in"] + bill["embedded"], bill["out"])
     else:
         # It spoke and did not count, or counted nonsense: booked is at least what was said, and a bounded amount.
-        assert tokens > bill["embedded"]
+        # A stream may be cut before the proxy has handed on its first piece: then nothing was said.
+        assert tokens >= bill["embedded"] if fault == "cut" else tokens > bill["embedded"]
         assert 0 < output <= services().settings.max_tokens
     if run.state in ("answered", "failed"):
         return
