@@ -218,6 +218,9 @@ class Checkpointer(BaseCheckpointSaver[int]):
         self._stored.setdefault(key, Stored()).written = True
         conflict = "do update set channel = excluded.channel, kind = excluded.kind, value = excluded.value"
         with self._transaction() as session:
+            # LangGraph saves writes beside the checkpoint that follows: late ones belong to one that is gone.
+            if self._keep is not None and not self._is_stored(session, *key, place["checkpoint_id"]):
+                return
             for position, (channel, value) in enumerate(writes):
                 kind, blob = self.serde.dumps_typed(value)
                 session.execute(
@@ -240,6 +243,16 @@ class Checkpointer(BaseCheckpointSaver[int]):
                         "value": blob,
                     },
                 )
+
+    def _is_stored(self, session: Session, thread: str, ns: str, checkpoint_id: str) -> bool:
+        found = session.execute(
+            text(
+                "select 1 from core.checkpoints where tenant_id = :tenant and thread_id = :thread "
+                "and checkpoint_ns = :ns and checkpoint_id = :id"
+            ),
+            {"tenant": self._tenant_id, "thread": thread, "ns": ns, "id": checkpoint_id},
+        )
+        return found.first() is not None
 
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""

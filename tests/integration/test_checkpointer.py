@@ -132,7 +132,7 @@ def asking(saver: Checkpointer) -> Any:
 
 
 def test_a_run_that_waited_goes_on_with_its_whole_state(tenant: Principal, bus: FakeBus) -> None:
-    """Another process reads the parts, adds to them, and leaves one checkpoint."""
+    """Another process reads the parts, adds to them, and leaves one checkpoint and no writes."""
     lease = running(tenant)
     asking(saver_of(lease, fresh=True)).invoke({}, place(lease), durability="sync")
     waits = stored(lease)
@@ -145,11 +145,28 @@ def test_a_run_that_waited_goes_on_with_its_whole_state(tenant: Principal, bus: 
     ends = stored(lease)
     assert [row[:2] for row in ends["checkpoint_parts"]] == [("dialogue", 0), ("dialogue", 1), ("passages", 0)]
     assert ends["checkpoint_parts"][0] == waits["checkpoint_parts"][0]
-    # LangGraph saves a task's writes beside the next checkpoint: those that come after it belong to one that is gone.
-    assert len(ends["checkpoints"]) == 1
+    assert (len(ends["checkpoints"]), ends["checkpoint_writes"]) == (1, [])
     found = saver_of(lease).get_tuple(place(lease))
     assert found is not None
     assert {name: found.checkpoint["channel_values"][name] for name in state} == state
+
+
+def test_writes_that_come_after_the_next_checkpoint_are_not_kept(tenant: Principal, bus: FakeBus) -> None:
+    """LangGraph saves them beside it: those that lose belong to a checkpoint that is gone."""
+    lease = running(tenant)
+    saver = saver_of(lease, fresh=True)
+    asking(saver).invoke({}, place(lease), durability="sync")
+    waits = saver_of(lease).get_tuple(place(lease))
+    assert waits is not None
+    resumed = saver_of(lease)
+    asking(resumed).invoke(Command(resume=True), place(lease), durability="sync")
+    before = stored(lease)
+    resumed.put_writes(waits.config, [("__resume__", [True])], str(uuid4()))
+    assert stored(lease) == before
+    now = saver_of(lease).get_tuple(place(lease))
+    assert now is not None
+    resumed.put_writes(now.config, [("__resume__", [True])], str(uuid4()))
+    assert len(stored(lease)["checkpoint_writes"]) == 1
 
 
 def test_what_comes_before_the_first_node_is_stored_only_for_what_depends_on_it(
