@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from uuid import UUID
 
 import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.orm import Session
 
 from cli.context import acting_as, chosen_tenant, table_console, tenant_option
 from shared.audit import entries_about
 from shared.database import operator_session, tenant_session
-from shared.documents.acting import as_operator, find_document, read_for
+from shared.documents.acting import Actor, as_operator, find_document, read_for
 from shared.documents.cancellation import cancel_ingestion
 from shared.documents.deletion import RESTORABLE, delete_document
 from shared.documents.history import VersionRow, read_history, roll_back
@@ -154,61 +155,54 @@ def rollback(group_tenant: str, document: str, version: int, tenant: str, source
     click.echo(f"Version {version} answers now.")
 
 
-@documents.command()
-@click.argument("names", metavar="DOCUMENT…", nargs=-1, required=True)
-@tenant_option
-@source_option
-@click.pass_obj
-def cancel(group_tenant: str, names: tuple[str, ...], tenant: str, source: str) -> None:
+def _to_each(act: Callable[[Session, Actor, UUID], str]) -> click.Command:
+    """A command that does `act` to every document named, each in a transaction of its own, and says how it went.
+
+    The exit status is 1 when it could not be done to one of them.
+    """
+
+    @documents.command(act.__name__, help=act.__doc__)
+    @click.argument("names", metavar="DOCUMENT…", nargs=-1, required=True)
+    @tenant_option
+    @source_option
+    @click.pass_obj
+    def command(group_tenant: str, names: tuple[str, ...], tenant: str, source: str) -> None:
+        tenant_id = chosen_tenant(tenant or group_tenant).tenant_id
+        actor = as_operator(tenant_id, getpass.getuser())
+        failed = 0
+        for name in names:
+            try:
+                with tenant_session(tenant_id) as session:
+                    done = act(session, actor, find_document(session, actor, name, source))
+                click.echo(f"{name}: {done}")
+            except PermanentError as error:
+                failed += 1
+                click.echo(f"{name}: {error.message} {error.next_action}", err=True)
+        if failed:
+            raise click.exceptions.Exit(1)
+
+    return command
+
+
+@_to_each
+def cancel(session: Session, actor: Actor, document_id: UUID) -> str:
     """Stop what documents have in progress; an earlier version goes on answering, and nothing more is paid."""
-    tenant_id = chosen_tenant(tenant or group_tenant).tenant_id
-    actor = as_operator(tenant_id, getpass.getuser())
-    share = services().settings.documents_in_progress
-
-    def act(name: str) -> str:
-        with tenant_session(tenant_id) as session:
-            document_id = find_document(session, actor, name, source)
-            number = cancel_ingestion(session, actor, document_id, share)
-        return "cancelled" if number else "nothing was in progress"
-
-    _each(names, act)
+    number = cancel_ingestion(session, actor, document_id, services().settings.documents_in_progress)
+    return "cancelled" if number else "nothing was in progress"
 
 
-@documents.command()
-@click.argument("names", metavar="DOCUMENT…", nargs=-1, required=True)
-@tenant_option
-@source_option
-@click.pass_obj
-def delete(group_tenant: str, names: tuple[str, ...], tenant: str, source: str) -> None:
+@_to_each
+def delete(session: Session, actor: Actor, document_id: UUID) -> str:
     """Take documents, with their attachments, out of every answer at once; `restore` brings them back for 30 days."""
-    tenant_id = chosen_tenant(tenant or group_tenant).tenant_id
-    actor = as_operator(tenant_id, getpass.getuser())
-
-    def act(name: str) -> str:
-        with tenant_session(tenant_id) as session:
-            number = delete_document(session, actor, find_document(session, actor, name, source))
-        return f"deleted ({number} with attachments)" if number > 1 else "deleted" if number else "was deleted already"
-
-    _each(names, act)
+    number = delete_document(session, actor, document_id)
+    return f"deleted ({number} with attachments)" if number > 1 else "deleted" if number else "was deleted already"
 
 
-@documents.command()
-@click.argument("names", metavar="DOCUMENT…", nargs=-1, required=True)
-@tenant_option
-@source_option
-@click.pass_obj
-def restore(group_tenant: str, names: tuple[str, ...], tenant: str, source: str) -> None:
+@_to_each
+def restore(session: Session, actor: Actor, document_id: UUID) -> str:
     """Bring deleted documents back; what answered when they were deleted answers again."""
-    tenant_id = chosen_tenant(tenant or group_tenant).tenant_id
-    actor = as_operator(tenant_id, getpass.getuser())
     settings = services().settings
-    batch = Batch(settings.batch_size, settings.batch_tokens)
-
-    def act(name: str) -> str:
-        with tenant_session(tenant_id) as session:
-            return restore_document(session, actor, find_document(session, actor, name, source), batch)
-
-    _each(names, act)
+    return restore_document(session, actor, document_id, Batch(settings.batch_size, settings.batch_tokens))
 
 
 @documents.command()
@@ -279,16 +273,3 @@ def _list_requests(tenant_id: UUID) -> None:
         click.echo(f"{row.request_id}  {row.left}/{row.total}  asked by {row.requested_by}, {state}  {row.note}")
     if not rows:
         click.echo("No open requests.")
-
-
-def _each(names: Sequence[str], act: Callable[[str], str]) -> None:
-    """Do it to every document and say how it went; the exit status is 1 when one could not be."""
-    failed = 0
-    for name in names:
-        try:
-            click.echo(f"{name}: {act(name)}")
-        except PermanentError as error:
-            failed += 1
-            click.echo(f"{name}: {error.message} {error.next_action}", err=True)
-    if failed:
-        raise click.exceptions.Exit(1)

@@ -8,7 +8,7 @@ from typing import Any
 from functions.agent.citations import foreign_language, verify
 from functions.agent.output_checks import REMOVED, addresses, clean, withhold
 from functions.agent.prompts import NAMES, NO_EVIDENCE, again_in, answer_messages, prompt
-from functions.agent.state import PartState, PassageState, RunState
+from functions.agent.state import RunState, passage_state
 from functions.agent.wording import (
     cut_note,
     framed,
@@ -21,7 +21,6 @@ from functions.agent.work import Work
 from shared.database import tenant_session
 from shared.retrieval.context import with_context
 from shared.retrieval.evidence import weigh
-from shared.retrieval.passages import Passage
 from shared.retrieval.reranking import BUNDLED, candidates_wanted, improved
 from shared.retrieval.search import search
 from shared.retrieval.spaces import active_space
@@ -146,30 +145,3 @@ def give_up(work: Work, state: RunState) -> dict[str, Any]:
     work.journal.begin()
     text = no_evidence_text(language_of(state["question"]))
     return {"answer": text, "no_evidence": True, "fallback": True, "citations": [], "draft": "", "usage": {}}
-
-
-def passage_state(number: int, passage: Passage) -> PassageState:
-    """A passage as the state keeps it."""
-    state: PassageState = {
-        "number": number,
-        "chunk_id": str(passage.chunk_id),
-        "version_id": str(passage.version_id),
-        "document_id": str(passage.document_id),
-        "title": passage.title,
-        "text": passage.text,
-        "heading_path": list(passage.heading_path),
-        "page_starts": passage.position.get("page_starts") or [],
-        "similarity": round(passage.similarity, 4),
-    }
-    if len(passage.parts) > 1:
-        state["parts"] = [
-            PartState(
-                chunk_id=str(part.chunk_id),
-                start=part.start,
-                end=part.end,
-                heading_path=list(part.heading_path),
-                page_starts=part.position.get("page_starts") or [],
-            )
-            for part in passage.parts
-        ]
-    return state

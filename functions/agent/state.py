@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from shared.retrieval.passages import Passage
+
 
 class PartState(TypedDict):
     """A chunk inside a passage with context: `text[start:end]` of the passage is the chunk's text."""
@@ -37,6 +39,33 @@ class PassageState(TypedDict):
     """The chunks of a passage with its context; absent: one chunk."""
     tool: NotRequired[str]
     """The tool that found it."""
+
+
+def passage_state(number: int, passage: Passage) -> PassageState:
+    """A passage as the state keeps it."""
+    state: PassageState = {
+        "number": number,
+        "chunk_id": str(passage.chunk_id),
+        "version_id": str(passage.version_id),
+        "document_id": str(passage.document_id),
+        "title": passage.title,
+        "text": passage.text,
+        "heading_path": list(passage.heading_path),
+        "page_starts": passage.position.get("page_starts") or [],
+        "similarity": round(passage.similarity, 4),
+    }
+    if len(passage.parts) > 1:
+        state["parts"] = [
+            PartState(
+                chunk_id=str(part.chunk_id),
+                start=part.start,
+                end=part.end,
+                heading_path=list(part.heading_path),
+                page_starts=part.position.get("page_starts") or [],
+            )
+            for part in passage.parts
+        ]
+    return state
 
 
 class CitationState(TypedDict):

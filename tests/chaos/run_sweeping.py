@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import os
-import queue
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,6 +33,7 @@ from tests.chaos.invariants import Database
 from tests.chaos.leftovers import end_leftovers
 from tests.chaos.sweeping import SERVERS, one_certificate
 from tests.chaos.wire import ACCOUNT, AUDIENCE, ISSUER, PUSHES, FileBus, outgoing
+from tests.chaos.workshop import Workshop, environment_of, start_servers
 from tests.conftest import DIMENSION, MODEL
 from tests.integration.test_answering import HOLIDAY, index
 from tests.integration.tool_material import allow
@@ -143,27 +140,12 @@ class Telling:
     bus: FileBus
 
 
-@dataclass
-class RunStage:
-    """Everything a telling needs; each thread has a fork server of its own."""
+@dataclass(kw_only=True)
+class RunStage(Workshop):
+    """Everything a telling needs."""
 
     model: Model
     tokens: Tokens
-    database: Database
-    folder: Path
-    servers: queue.SimpleQueue[ForkServer]
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-    mending: threading.Lock = field(default_factory=threading.Lock)
-    """The sweep is for all tenants: two at once would flush each other's outbox into the wrong queue."""
-
-    @contextmanager
-    def forks(self) -> Iterator[ForkServer]:
-        """A fork server that nobody else uses now."""
-        server = self.servers.get(timeout=600)
-        try:
-            yield server
-        finally:
-            self.servers.put(server)
 
     def job(self, telling: Telling, **more: Any) -> dict[str, Any]:
         """The order for a worker."""
@@ -380,18 +362,10 @@ def running_runs(folder: Path, owner_url: str, servers: int = SERVERS) -> Iterat
         stack.callback(messaging.use_bus, None)
         model = stack.enter_context(serving(Model(keys=tokens.jwks())))
         assert isinstance(model, Model)
-        environment = dict(os.environ) | {
-            "DATABASE_POOL": "2", "CHAT_MODEL": "scripted", "LITELLM_URL": model.url,
-            # Loading the authorities of the world takes every worker 50 ms a connection, and all is loopback.
-            "SSL_CERT_FILE": str(one_certificate(folder / "authority.pem")),
-            "PUSH_ISSUER": ISSUER, "PUSH_JWKS_URL": f"{model.url}/jwks", "PUSH_AUDIENCE": AUDIENCE,
-            "PUSH_SERVICE_ACCOUNT": ACCOUNT,
-        }  # fmt: skip
-        free: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
-        for number in range(servers):
-            work = "tests.chaos.run_work:work"
-            free.put(stack.enter_context(ForkServer(work, environment, folder / f"workers-{number}")))
-        yield RunStage(model, tokens, Database(engine), folder, free)
+        environment = environment_of(model.url, one_certificate(folder / "authority.pem"))
+        environment |= {"DATABASE_POOL": "2", "CHAT_MODEL": "scripted"}
+        free = start_servers(stack, "tests.chaos.run_work:work", environment, folder, servers)
+        yield RunStage(model=model, tokens=tokens, database=Database(engine), folder=folder, servers=free)
     with operator_session() as operator:
         operator.execute(text("delete from core.prices where model in (:a, 'scripted', :b)"), {"a": MODEL, "b": RANKER})
 

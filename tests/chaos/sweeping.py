@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import queue
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -33,7 +29,8 @@ from tests.chaos.forks import ForkServer
 from tests.chaos.invariants import Database, outcomes, tokens_of
 from tests.chaos.leftovers import end_leftovers
 from tests.chaos.scenarios import Scenario
-from tests.chaos.wire import ACCOUNT, AUDIENCE, ISSUER, FileBus, Provider, outgoing, running_provider
+from tests.chaos.wire import FileBus, Provider, outgoing, running_provider
+from tests.chaos.workshop import Workshop, environment_of, start_servers
 from tests.conftest import DIMENSION, MODEL
 
 SMALL = {"BATCH_SIZE": "2", "DATABASE_POOL": "2", "PARSE_SECONDS": "20"}
@@ -70,26 +67,11 @@ class Ending:
     """How many different events said each outcome."""
 
 
-@dataclass
-class Stage:
-    """Everything a telling needs; each thread has a fork server of its own."""
+@dataclass(kw_only=True)
+class Stage(Workshop):
+    """Everything a telling needs."""
 
     provider: Provider
-    database: Database
-    folder: Path
-    servers: queue.SimpleQueue[ForkServer]
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-    mending: threading.Lock = field(default_factory=threading.Lock)
-    """The sweep is for all tenants: two at once would flush each other's outbox into the wrong queue."""
-
-    @contextmanager
-    def forks(self) -> Iterator[ForkServer]:
-        """A fork server that nobody else uses now."""
-        server = self.servers.get(timeout=600)
-        try:
-            yield server
-        finally:
-            self.servers.put(server)
 
     def case(self, forks: ForkServer, scenario: Scenario) -> Case:
         """A new telling, with what happened before told already."""
@@ -222,20 +204,6 @@ def one_certificate(path: Path) -> Path:
     return path
 
 
-def environment_of(provider: Provider, folder: Path) -> dict[str, str]:
-    """What workers get as their environment; the process points at a migrated database (tests/conftest.py)."""
-    return dict(os.environ) | SMALL | {
-        # Loading the authorities of the world takes every worker 50 ms a connection, and all is loopback.
-        "SSL_CERT_FILE": str(one_certificate(folder / "authority.pem")),
-        "LITELLM_URL": provider.url,
-        "BLOB_URL": (folder / "blobs").as_uri(),
-        "PUSH_ISSUER": ISSUER,
-        "PUSH_JWKS_URL": f"{provider.url}/jwks",
-        "PUSH_AUDIENCE": AUDIENCE,
-        "PUSH_SERVICE_ACCOUNT": ACCOUNT,
-    }  # fmt: skip
-
-
 @contextmanager
 def running_stage(
     folder: Path, owner_url: str, work: str, servers: int = SERVERS, patience: float = 120
@@ -249,8 +217,7 @@ def running_stage(
     with ExitStack() as stack:
         stack.callback(engine.dispose)
         provider = stack.enter_context(running_provider(folder / "provider", DIMENSION))
-        environment = environment_of(provider, folder)
-        free: queue.SimpleQueue[ForkServer] = queue.SimpleQueue()
-        for number in range(servers):
-            free.put(stack.enter_context(ForkServer(work, environment, folder / f"workers-{number}", patience)))
-        yield Stage(provider, Database(engine), folder, free)
+        environment = environment_of(provider.url, one_certificate(folder / "authority.pem"))
+        environment |= SMALL | {"BLOB_URL": (folder / "blobs").as_uri()}
+        free = start_servers(stack, work, environment, folder, servers, patience)
+        yield Stage(provider=provider, database=Database(engine), folder=folder, servers=free)

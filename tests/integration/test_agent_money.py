@@ -16,6 +16,7 @@ from shared.completions import ChatReply, CutOff, ToolCall
 from shared.conversations.waiting import wake_runs
 from shared.database import operator_session, tenant_session
 from shared.errors import Postponed, Superseded, TransientError
+from shared.events import AnswerQuestion
 from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.llm import Abilities
 from shared.money.budgets import OverBudget, read_budgets, set_budget
@@ -260,10 +261,8 @@ def dies_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None
     monkeypatch.setattr(owner, name, dying)
 
 
-def test_a_paid_re_ranking_is_kept_like_a_reply(
-    tenant: Principal, ranking: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker dies after it and before its step is kept: judged once, booked to the token as part of the answer."""
+def dies_after_ranking(tenant: Principal, ranking: Services, monkeypatch: pytest.MonkeyPatch) -> AnswerQuestion:
+    """A question whose worker dies between the paid re-ranking and the end of its step."""
     from functions.agent import nodes
 
     index(tenant, "urlaub", HOLIDAY)
@@ -273,6 +272,15 @@ def test_a_paid_re_ranking_is_kept_like_a_reply(
     dies_once(monkeypatch, nodes, "passage_state")
     with pytest.raises(ConnectionAbortedError):
         answer_question(command, ranking)
+    return command
+
+
+def test_a_paid_re_ranking_is_kept_like_a_reply(
+    tenant: Principal, ranking: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker dies after it and before its step is kept: judged once, booked to the token as part of the answer."""
+    command = dies_after_ranking(tenant, ranking, monkeypatch)
+    models = models_of(ranking)
     judged = list(models.reranked)
     assert len(judged) == 1
     answer_question(command, ranking)
@@ -290,15 +298,8 @@ def test_other_passages_are_another_re_ranking(
     tenant: Principal, ranking: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is found after a crash may have changed: an order of other passages would be none of these."""
-    from functions.agent import nodes
-
-    index(tenant, "urlaub", HOLIDAY)
+    command = dies_after_ranking(tenant, ranking, monkeypatch)
     models = models_of(ranking)
-    models.replies = [GOOD]
-    command = put(tenant)
-    dies_once(monkeypatch, nodes, "passage_state")
-    with pytest.raises(ConnectionAbortedError):
-        answer_question(command, ranking)
     index(tenant, "portal", "Der Antrag auf Urlaub wird von Beschäftigten im Portal gestellt.")
     answer_question(command, ranking)
     assert len(models.reranked) == 3

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from functions.agent.state import PassageState
+from functions.agent.state import PassageState, passage_state
 from functions.agent.tooling.working import Found, Work
 from shared.documents.reading import MAY_SEE, MAY_SEE_TEXT, read_document
 from shared.errors import PermanentError
@@ -44,20 +44,7 @@ def search(arguments: SearchArguments, work: Work) -> Found:
             top_k=arguments.results,
             filters=chosen,
         )
-    passages: list[PassageState] = [
-        {
-            "number": number,
-            "chunk_id": str(passage.chunk_id),
-            "version_id": str(passage.version_id),
-            "document_id": str(passage.document_id),
-            "title": passage.title,
-            "text": passage.text,
-            "heading_path": list(passage.heading_path),
-            "page_starts": passage.position.get("page_starts") or [],
-            "similarity": round(passage.similarity, 4),
-        }
-        for number, passage in enumerate(found, start=1)
-    ]
+    passages = [passage_state(number, passage) for number, passage in enumerate(found, start=1)]
     return Found("\n\n".join(map(_told, passages)) or "Nothing was found.", passages)
 
 
