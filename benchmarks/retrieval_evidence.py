@@ -21,7 +21,8 @@ from shared.database import tenant_session
 from shared.llm import Models
 from shared.retrieval import evidence, golden
 from shared.retrieval.passages import Passage
-from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
+from shared.retrieval.paying import Payer
+from shared.retrieval.reranking import BUNDLED, paid, reordered
 from shared.retrieval.search import search_explained
 from shared.retrieval.spaces import Space
 

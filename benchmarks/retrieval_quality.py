@@ -31,8 +31,9 @@ from benchmarks.retrieval_vectors import CHECKOUT, Vectors, vectors
 from shared.database import operator_session, tenant_session
 from shared.llm import Models
 from shared.retrieval import golden, indexes, metrics
+from shared.retrieval.paying import Payer
 from shared.retrieval.ranking import DEFAULT, Tuning
-from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
+from shared.retrieval.reranking import BUNDLED, paid, reordered
 from shared.retrieval.search import search_explained
 from shared.retrieval.spaces import Space
 from shared.tenants.directory import Principal

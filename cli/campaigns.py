@@ -20,6 +20,7 @@ from shared.documents.storing import Batch
 from shared.retrieval import campaigns as steps
 from shared.retrieval import comparing, estimating, filling, golden, mending, switching
 from shared.retrieval.campaigns import Campaign
+from shared.retrieval.paying import Payer
 from shared.retrieval.spaces import Space, space_by_name
 from shared.services import services
 from shared.settings import get_settings
@@ -190,6 +191,7 @@ def cancel(tenant: str) -> None:
 def compare(tenant: str, questions: int, judged: Path | None, email: str) -> None:
     """Ask the tenant's latest questions, and a golden set, in both spaces; 95 % intervals."""
     chosen, models = chosen_tenant(tenant), services().models
+    payer = Payer(chosen.tenant_id, services().settings.noesis_stage, services().clock.now())
     with operator_session() as session:
         campaign = steps.latest(session, chosen.tenant_id)
         done = filling.progress(session, campaign.filling)
@@ -197,12 +199,12 @@ def compare(tenant: str, questions: int, judged: Path | None, email: str) -> Non
         asked = comparing.recent_questions(session, chosen.tenant_id, questions)
     result: dict[str, Any] = {"chunks": done.done, "of": done.total}
     if asked or judged is None:
-        found = comparing.compare(chosen.tenant_id, asked, campaign.source, campaign.target, models)
+        found = comparing.compare(payer, asked, campaign.source, campaign.target, models)
         result["shadow"] = found.as_json()
     if judged is not None:
         principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
         old, new, gaps = comparing.compare_judged(
-            principal, golden.read_questions(judged), campaign.source, campaign.target, models
+            principal, payer, golden.read_questions(judged), campaign.source, campaign.target, models
         )
         result["judged"] = {
             name: {"old": old.summary()[name].mean, "new": new.summary()[name].mean, "low": gap.low, "high": gap.high}

@@ -22,8 +22,9 @@ from shared.errors import PermanentError
 from shared.retrieval import evidence, golden, judging
 from shared.retrieval.evaluation import MEASURES, Outcome, Reranking, compare, evaluate
 from shared.retrieval.passages import Passage
+from shared.retrieval.paying import Payer, question_vectors
 from shared.retrieval.ranking import DEFAULT, Tuning
-from shared.retrieval.reranking import BUNDLED, Payer, paid, reordered
+from shared.retrieval.reranking import BUNDLED, paid, reordered
 from shared.retrieval.spaces import Space, active_space, space_by_name
 from shared.services import services
 from shared.tenants.directory import Principal
@@ -212,10 +213,8 @@ def _outcome(
     tuning: Tuning,
     rerank_model: str = "",
 ) -> Outcome:
-    def embed(texts: Sequence[str]) -> list[list[float]]:
-        asked = [space.as_query(question) for question in texts]
-        return services().models.embed(asked, model=space.model, dimension=space.dimension, input_type="query")
-
+    payer = Payer(principal.tenant_id, services().settings.noesis_stage, services().clock.now())
+    embed = partial(question_vectors, services().models, payer, space)
     reranking = _reranking(principal, space, rerank_model) if rerank_model else None
     return evaluate(principal, space, questions, embed, name=name, tuning=tuning, reranking=reranking)
 

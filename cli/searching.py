@@ -15,6 +15,7 @@ from shared.database import tenant_session
 from shared.errors import PermanentError
 from shared.retrieval.explaining import Explanation, explain
 from shared.retrieval.passages import Passage
+from shared.retrieval.paying import Payer, question_vectors
 from shared.retrieval.questions import Filters, checked_question
 from shared.retrieval.retrieving import Asker, Retrieved, Wanted, retrieve
 from shared.retrieval.spaces import Space
@@ -99,8 +100,8 @@ def _pair(given: str) -> tuple[str, str]:
 
 def _explanation(principal: Principal, space: Space, question: str, top: int, filters: Filters) -> Explanation:
     asked = checked_question(question)
-    shown = space.as_query(asked)
-    vector = services().models.embed([shown], model=space.model, dimension=space.dimension, input_type="query")[0]
+    payer = Payer(principal.tenant_id, services().settings.noesis_stage, services().clock.now())
+    vector = question_vectors(services().models, payer, space, [asked])[0]
     with tenant_session(principal.tenant_id) as session:
         return explain(
             session, principal.tenant_id, principal.member_id, space, asked, vector, top_k=top, filters=filters

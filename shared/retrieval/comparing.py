@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from shared.retrieval.evidence import weigh
 from shared.retrieval.golden import Question
 from shared.retrieval.metrics import Estimate, difference, estimate
 from shared.retrieval.passages import Passage
+from shared.retrieval.paying import Payer, question_vectors
 from shared.retrieval.questions import checked_question
 from shared.retrieval.search import search
 from shared.retrieval.spaces import Space
@@ -31,8 +33,6 @@ from shared.tenants.directory import Principal
 TOP = 10
 RECENT = 100
 """Of the tenant's latest questions; each text once."""
-
-_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,14 @@ def recent_questions(session: Session, tenant_id: UUID, limit: int = RECENT) -> 
     return [Asked(row.question, row.member_id) for row in rows]
 
 
-def compare(tenant_id: UUID, asked: Sequence[Asked], old: Space, new: Space, models: Models) -> Comparison:
-    """Ask every question in both spaces. Raises PermanentError `no-questions` when there are none."""
+def compare(payer: Payer, asked: Sequence[Asked], old: Space, new: Space, models: Models) -> Comparison:
+    """Ask every question in both spaces. Raises PermanentError `no-questions` when there are none, and like `pay`."""
     usable = [question for question in asked if _is_question(question.question)]
     if not usable:
         raise PermanentError(
             "no-questions", "The tenant has asked nothing yet.", "Give a golden set: --golden questions.jsonl."
         )
-    before, after = (_ask(tenant_id, usable, space, models) for space in (old, new))
+    before, after = (_ask(payer, usable, space, models) for space in (old, new))
     overlaps = [
         len({p.chunk_id for p in a} & {p.chunk_id for p in b}) / len(a) if a else float(not b)
         for a, b in zip(before, after, strict=True)
@@ -112,28 +112,14 @@ def compare(tenant_id: UUID, asked: Sequence[Asked], old: Space, new: Space, mod
 
 
 def compare_judged(
-    principal: Principal, questions: Sequence[Question], old: Space, new: Space, models: Models
+    principal: Principal, payer: Payer, questions: Sequence[Question], old: Space, new: Space, models: Models
 ) -> tuple[Outcome, Outcome, dict[str, Estimate]]:
     """Both spaces on a golden set: measures of each, and paired differences new - old."""
-    outcomes = []
-    for space in (old, new):
-        vectors = dict(
-            zip(
-                [question.question for question in questions],
-                _embed([question.question for question in questions], space, models),
-                strict=True,
-            )
-        )
-        outcomes.append(
-            evaluate(
-                principal,
-                space,
-                questions,
-                lambda texts, known=vectors: [known[text] for text in texts],  # type: ignore[misc]
-                name=space.name,
-            )
-        )
-    return outcomes[0], outcomes[1], compare_outcomes(outcomes[1], outcomes[0])
+    before, after = (
+        evaluate(principal, space, questions, partial(question_vectors, models, payer, space), name=space.name)
+        for space in (old, new)
+    )
+    return before, after, compare_outcomes(after, before)
 
 
 def store_comparison(operator: Session, tenant_id: UUID, campaign_id: UUID, comparison: dict[str, Any]) -> None:
@@ -147,22 +133,16 @@ def store_comparison(operator: Session, tenant_id: UUID, campaign_id: UUID, comp
     )
 
 
-def _ask(tenant_id: UUID, asked: Sequence[Asked], space: Space, models: Models) -> list[list[Passage]]:
+def _ask(payer: Payer, asked: Sequence[Asked], space: Space, models: Models) -> list[list[Passage]]:
     # No session is open while the model works.
-    vectors = _embed([question.question for question in asked], space, models)
+    vectors = question_vectors(models, payer, space, [question.question for question in asked])
     found = []
-    with tenant_session(tenant_id) as session:
+    with tenant_session(payer.tenant_id) as session:
         for question, vector in zip(asked, vectors, strict=True):
-            found.append(search(session, tenant_id, question.member_id, space, question.question, vector, top_k=TOP))
+            found.append(
+                search(session, payer.tenant_id, question.member_id, space, question.question, vector, top_k=TOP)
+            )
     return found
-
-
-def _embed(texts: Sequence[str], space: Space, models: Models) -> list[list[float]]:
-    vectors: list[list[float]] = []
-    for start in range(0, len(texts), _BATCH):
-        shown = [space.as_query(question) for question in texts[start : start + _BATCH]]
-        vectors += models.embed(shown, model=space.model, dimension=space.dimension, input_type="query")
-    return vectors
 
 
 def _is_question(question: str) -> bool:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
-from uuid import UUID, uuid4
+from dataclasses import replace
 
 from shared import tracing
 from shared.database import tenant_session
-from shared.errors import NoesisError, PermanentError, Postponed, TransientError
+from shared.errors import PermanentError, Postponed, TransientError
 from shared.llm import Models
-from shared.money.ledger import Call, Reservation, lock_call, release, reserve, settle
 from shared.privacy.pseudonyms import pseudonyms_for
-from shared.rerankings import Reranked, UnusableRanking
+from shared.rerankings import Reranked
 from shared.retrieval.passages import Passage
+from shared.retrieval.paying import Payer, pay
 from shared.retrieval.ranking import lexical_weight
 from shared.retrieval.spaces import Space
 from shared.settings import Settings
@@ -37,16 +35,6 @@ the order of search and does not replace it: alone it loses 8 points nDCG@10 on 
 
 Judge = Callable[[str, str, list[str]], Reranked]
 """Model, question and documents to their relevances, paid by whoever asks. No session may be open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Payer:
-    """Who pays for a re-ranking and by when: the tenant, for a run or a search without one."""
-
-    tenant_id: UUID
-    stage: str
-    now: datetime
-    run_id: UUID | None = None
 
 
 def candidates_wanted(settings: Settings, top_k: int) -> int:
@@ -114,33 +102,18 @@ def billed(question: str, documents: Sequence[str]) -> list[str]:
 
 
 def paid(models: Models, payer: Payer, model: str, question: str, documents: list[str]) -> Reranked:
-    """Reserve, call, settle: the re-ranking of a search that nobody repeats. Raises OverBudget, NoPrice, and what
-    `Models.rerank` raises.
+    """The re-ranking of a search that nobody repeats. Raises like `pay` and `Models.rerank`.
 
     The model sees pseudonyms, the same in question and documents, so what belongs together stays together.
     """
-    call = Call(payer.tenant_id, uuid4(), model, run_id=payer.run_id)
     with tenant_session(payer.tenant_id) as session:
         hidden = pseudonyms_for(session, payer.tenant_id)
     question, documents = hidden.mask(question), [hidden.mask(document) for document in documents]
-    with tenant_session(payer.tenant_id) as session:
-        left = lock_call(session, call, payer.now)
-        reservation = reserve(session, call, left, billed(question, documents), payer.stage, payer.now)
-    try:
+
+    def ask() -> Reranked:
         with tracing.span("rerank", kind="client", operation="rerank", model=model, documents=len(documents)) as span:
             found = models.rerank(question, documents, model=model)
             span.set(input_tokens=found.tokens)
-    except UnusableRanking as error:
-        _give_back(reservation, error.tokens)
-        raise
-    except NoesisError:
-        _give_back(reservation, 0)
-        raise
-    with tenant_session(payer.tenant_id) as session:
-        settle(session, reservation, found.tokens)
-    return found
+            return found
 
-
-def _give_back(reservation: Reservation, tokens: int) -> None:
-    with tenant_session(reservation.call.tenant_id) as session:
-        release(session, reservation, tokens)
+    return pay(payer, model, billed(question, documents), ask)

@@ -15,8 +15,9 @@ from shared.llm import Models
 from shared.retrieval.context import with_context
 from shared.retrieval.evidence import Evidence, weigh
 from shared.retrieval.passages import Passage
+from shared.retrieval.paying import Payer, question_vectors
 from shared.retrieval.questions import Filters, checked_filters, checked_question
-from shared.retrieval.reranking import BUNDLED, Payer, candidates_wanted, improved, paid
+from shared.retrieval.reranking import BUNDLED, candidates_wanted, improved, paid
 from shared.retrieval.search import Diagnostics, search_explained
 from shared.retrieval.spaces import Space, active_space
 from shared.settings import Settings
@@ -65,19 +66,18 @@ def retrieve(models: Models, settings: Settings, asker: Asker, question: str, wa
     """The passages that answer a question best, among what the asker may see.
 
     Opens its own sessions, one after the other, and none while a model works. A re-ranking that fails costs order, not
-    the answer. Raises like `search_explained` and `Models.embed`.
+    the answer. Raises like `search_explained` and `question_vectors`.
     """
     stages: dict[str, float] = {}
     asked = checked_question(question)
     filters = checked_filters(wanted.filters)
     if wanted.rerank is False:
         settings = settings.model_copy(update={"rerank_model": ""})
+    payer = Payer(asker.tenant_id, settings.noesis_stage, asker.now, asker.run_id)
     with tenant_session(asker.tenant_id) as session:
         space = active_space(session, asker.tenant_id)
     with _timed(stages, "embed"):
-        vector = models.embed(
-            [space.as_query(asked)], model=space.model, dimension=space.dimension, input_type="query"
-        )[0]
+        vector = question_vectors(models, payer, space, [asked])[0]
     most = candidates_wanted(settings, wanted.top_k)
     with _timed(stages, "search"), tenant_session(asker.tenant_id) as session:
         found = search_explained(
@@ -86,7 +86,6 @@ def retrieve(models: Models, settings: Settings, asker: Asker, question: str, wa
     passages, evidence, reranking = found.passages, found.evidence, "off"
     if settings.rerank_model:
         with _timed(stages, "rerank"):
-            payer = Payer(asker.tenant_id, settings.noesis_stage, asker.now, asker.run_id)
             judge = partial(paid, models, payer)
             passages, reranking = improved(models, settings, space, asked, passages, judge)
         evidence = weigh(passages, space) if reranking == BUNDLED else evidence

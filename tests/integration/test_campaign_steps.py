@@ -25,6 +25,7 @@ from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.money.prices import set_price
 from shared.retrieval import campaigns, comparing, estimating, indexes, switching, tending
 from shared.retrieval.golden import Question, Relevant
+from shared.retrieval.paying import Payer
 from shared.retrieval.spaces import Chunker, Space, ensure_space
 from shared.services import Services
 from shared.settings import Settings
@@ -241,6 +242,11 @@ def ask(tenant: Principal, *questions: str) -> None:
             )
 
 
+def payer_of(tenant: Principal) -> Payer:
+    """The tenant pays for what is compared."""
+    return Payer(tenant.tenant_id, "dev", datetime.now(UTC))
+
+
 def test_the_shadow_comparison_asks_the_tenants_own_questions_in_both_spaces(
     filled: Principal, pump: Pump, working: Services
 ) -> None:
@@ -252,7 +258,7 @@ def test_the_shadow_comparison_asks_the_tenants_own_questions_in_both_spaces(
     with tenant_session(filled.tenant_id) as session:
         asked = comparing.recent_questions(session, filled.tenant_id)
     assert sorted(a.question for a in asked) == ["\x01", "paragraph 3 of the first", "what stays"]
-    found = comparing.compare(filled.tenant_id, asked, old, target, working.models)
+    found = comparing.compare(payer_of(filled), asked, old, target, working.models)
     assert found.questions == 2
     assert 0 < found.overlap.low <= found.overlap.mean <= found.overlap.high <= 1
     assert found.calibrated_new is False
@@ -260,7 +266,7 @@ def test_the_shadow_comparison_asks_the_tenants_own_questions_in_both_spaces(
     judged = [
         Question(id="1", question="the new wording", relevant=(Relevant(document="doc-1", passage="new wording"),))
     ]
-    before, after, gaps = comparing.compare_judged(filled, judged, old, target, working.models)
+    before, after, gaps = comparing.compare_judged(filled, payer_of(filled), judged, old, target, working.models)
     assert before.summary()["ndcg@10"].mean == 1.0
     assert gaps["ndcg@10"].mean == after.summary()["ndcg@10"].mean - 1.0
     assert answering(filled) == old
@@ -269,7 +275,7 @@ def test_the_shadow_comparison_asks_the_tenants_own_questions_in_both_spaces(
 def test_a_comparison_without_questions_says_so(filled: Principal, working: Services) -> None:
     """A golden set is the way then."""
     with pytest.raises(PermanentError) as error:
-        comparing.compare(filled.tenant_id, [], answering(filled), new_space(), working.models)
+        comparing.compare(payer_of(filled), [], answering(filled), new_space(), working.models)
     assert error.value.reason == "no-questions"
 
 

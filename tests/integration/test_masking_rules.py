@@ -23,7 +23,8 @@ from shared.privacy import pseudonyms_for
 from shared.privacy.editing import MOST_TERMS, add_term, set_rule, set_tracing
 from shared.privacy.policies import FRESH_SECONDS, TENANTS, RecentPolicies, forget_policies, policy_of
 from shared.retrieval.passages import Passage
-from shared.retrieval.reranking import Payer, paid, reordered
+from shared.retrieval.paying import Payer
+from shared.retrieval.reranking import paid, reordered
 from shared.retrieval.spaces import active_space
 from shared.tenants.directory import Principal
 from shared.tracing import STRICT, JsonLines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,8 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from shared.database import application_engine, operator_session, tenant_session
+from shared.embeddings import UnusableVectors
 from shared.errors import NoesisError, PermanentError, Postponed, TransientError
 from shared.fakes import FakeBus, FakeModels
+from shared.money.budgets import OverBudget
 from shared.money.prices import set_price
 from shared.rerankings import Reranked, UnusableRanking
 from shared.retrieval.questions import Filters
@@ -65,9 +67,11 @@ def asked(
 
 
 def ledger(who: Principal) -> list[tuple[str, str, int, Decimal, bool]]:
-    """What was booked: model, state, tokens, EUR, for a run."""
+    """What was booked: model, state, tokens, EUR, for a run; the vector of the question is a call of its own."""
     with tenant_session(who.tenant_id) as session:
-        rows = session.execute(text("select model, state, tokens, cost_eur, run_id is not null from core.ledger"))
+        rows = session.execute(
+            text("select model, state, tokens, cost_eur, run_id is not null from core.ledger order by model <> 'fake'")
+        )
         return [tuple(row) for row in rows]
 
 
@@ -112,7 +116,50 @@ def test_reranking_is_paid_through_the_ledger(corpus: Principal, settings: Setti
         set_price(operator, "cohere/priced", Decimal("2"), NOW - timedelta(days=1))
     asked(corpus, settings, Reversing(), "cohere/priced")
     asked(corpus, settings, Reversing(), "sentences")
-    assert ledger(corpus) == [("cohere/priced", "settled", 1000, Decimal("0.002"), True)]
+    vector = ("fake", "settled", 7, Decimal(0), True)
+    assert ledger(corpus) == [vector, vector, ("cohere/priced", "settled", 1000, Decimal("0.002"), True)]
+
+
+def test_the_vector_of_a_question_is_paid_through_the_ledger(
+    tenant: Principal, settings: Settings, priced: str
+) -> None:
+    """Reserved before it is asked for, booked as counted; an answer that never came costs nothing."""
+    index(tenant, "d", "Urlaub im Jahr.")
+    models = FakeModels()
+    asked(tenant, settings, models)
+    assert models.embedded == [QUESTION]
+    assert ledger(tenant) == [(priced, "settled", 7, Decimal("0.000014"), True)]
+    models.failures = [TransientError("gone")]
+    with pytest.raises(TransientError):
+        asked(tenant, settings, models)
+    assert sorted(state for _, state, *_ in ledger(tenant)) == ["released", "settled"]
+    models.failures = [UnusableVectors("1 vector for 2 texts", 4)]
+    with pytest.raises(UnusableVectors):
+        asked(tenant, settings, models)
+    assert sorted(tokens for _, _, tokens, _, _ in ledger(tenant)) == [0, 4, 7]
+
+
+def test_a_spent_budget_asks_for_no_vector(tenant: Principal, settings: Settings, priced: str) -> None:
+    """The refusal says until when; nothing was sent."""
+    with operator_session() as operator:
+        operator.execute(
+            text("insert into core.budgets (tenant_id, period, limit_eur) values (:t, 'day', 0.000001)"),
+            {"t": tenant.tenant_id},
+        )
+    models = FakeModels()
+    with pytest.raises(OverBudget):
+        asked(tenant, settings, models)
+    assert (models.embedded, ledger(tenant)) == ([], [])
+
+
+@pytest.fixture
+def priced() -> Iterator[str]:
+    """The embedding model of the tests with a price: two euros a million tokens."""
+    with operator_session() as operator:
+        set_price(operator, "fake", Decimal("2"), NOW - timedelta(days=1))
+    yield "fake"
+    with operator_session() as operator:
+        operator.execute(text("delete from core.prices where model = 'fake'"))
 
 
 def test_the_bundled_reranker_corrects_and_does_not_replace(corpus: Principal, settings: Settings) -> None:
@@ -152,7 +199,7 @@ def test_a_failing_reranker_costs_order_and_not_the_answer(
     found = asked(corpus, settings, Reversing(error=error), "cohere/rerank-v3.5")
     assert names(found) == [p.external_id for p in explained(corpus, QUESTION).passages[:3]]
     assert found.reranking == said
-    assert [(state, booked) for _, state, booked, _, _ in ledger(corpus)] == [("released", tokens)]
+    assert [(state, booked) for _, state, booked, _, _ in ledger(corpus)] == [("settled", 7), ("released", tokens)]
 
 
 def test_a_spent_budget_costs_the_reranking(corpus: Principal, settings: Settings) -> None:
