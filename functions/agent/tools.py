@@ -55,11 +55,11 @@ class ToolOutcome:
 class Toolbox:
     """The tools of one run, used in the rights of the member who asked. Rights are read anew for every call."""
 
-    def __init__(self, lease: Lease, services: Services, embed: Embed | None = None) -> None:
-        """`embed` books what a search costs on the run; without it (tests of tools) nothing is booked."""
+    def __init__(self, lease: Lease, services: Services, embed: Embed) -> None:
+        """`embed` books what a search costs on the run."""
         self._lease = lease
         self._services = services
-        self._embed = embed or self._unbooked
+        self._embed = embed
 
     def offered(self) -> list[dict[str, Any]]:
         """The tools this member may use, in the OpenAI format; none where the model cannot call them."""
@@ -138,15 +138,6 @@ class Toolbox:
         used = tools_used(session, self._lease.tenant_id, self._lease.run_id) if clean else set()
         untouched = all(name in TOOLS and TOOLS[name].effect == "none" for name in used)
         return Rules(allowed, principal.role, clean and untouched, self._services.settings)
-
-    def _unbooked(self, _key: str, question: str, space: Space, seconds: float) -> list[float]:
-        return self._services.models.embed(
-            [space.as_query(question)],
-            model=space.model,
-            dimension=space.dimension,
-            input_type="query",
-            seconds=seconds,
-        )[0]
 
     def _store(self, key: str, name: str, arguments: dict[str, Any], outcome: Outcome) -> None:
         with tenant_session(self._lease.tenant_id) as session:

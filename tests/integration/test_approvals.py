@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from cli.main import noesis
-from functions.agent.tools import Toolbox
 from functions.maintenance.running import run_job
 from shared.completions import ToolCall
 from shared.conversations.runs import Lease, events_after, take_lease
@@ -26,7 +25,7 @@ from shared.services import Services
 from shared.tenants.directory import Principal
 from shared.tools.approvals import decide, decision_of, expire_due, pending_approvals, read_approval, request_approval
 from shared.tools.cases import put_case, read_case
-from tests.integration.tool_material import allow, call, member, running
+from tests.integration.tool_material import allow, call, member, running, toolbox
 
 CLOSE = {"case_number": "4711", "status": "closed", "note": ""}
 
@@ -97,7 +96,7 @@ def test_an_approved_call_is_made_and_the_run_goes_on(
     assert (told.kind, told.data["decision"]) == ("approval-decided", "approved")
     assert again.next_seq == told.seq + 1
     assert status(tenant) == "open"
-    box = Toolbox(again, fake_services)
+    box = toolbox(again, fake_services)
     assert box.examine(call("update_case", **CLOSE), "k").kind == "run"
     assert box.perform(call("update_case", **CLOSE), "k").ok
     assert status(tenant) == "closed"
@@ -106,7 +105,7 @@ def test_an_approved_call_is_made_and_the_run_goes_on(
 def test_without_a_word_nothing_is_done(tenant: Principal, asker: Principal, fake_services: Services) -> None:
     """Performing a call that must be asked about does nothing and leaves its key free."""
     lease = running(asker)
-    outcome = Toolbox(lease, fake_services).perform(call("update_case", **CLOSE), "k")
+    outcome = toolbox(lease, fake_services).perform(call("update_case", **CLOSE), "k")
     assert not outcome.ok
     assert "person must agree" in outcome.plain
     assert status(tenant) == "open"
@@ -122,7 +121,7 @@ def test_what_was_agreed_to_is_what_is_done(tenant: Principal, asker: Principal,
     say(tenant, approval_id, "approved")
     with tenant_session(asker.tenant_id) as session:
         lease = take_lease(session, asker.tenant_id, lease.run_id)
-    box = Toolbox(lease, fake_services)
+    box = toolbox(lease, fake_services)
     assert not box.perform(call("get_case", case_number="9"), "k2").ok
     box.perform(call("update_case", case_number="9", status="closed"), "k")
     with tenant_session(tenant.tenant_id) as session:
@@ -132,7 +131,7 @@ def test_what_was_agreed_to_is_what_is_done(tenant: Principal, asker: Principal,
     say(tenant, second, "approved")
     with tenant_session(asker.tenant_id) as session:
         other = take_lease(session, asker.tenant_id, other.run_id)
-    assert Toolbox(other, fake_services).examine(call("search", query="Frist"), "k").reason == "other-call"
+    assert toolbox(other, fake_services).examine(call("search", query="Frist"), "k").reason == "other-call"
 
 
 def test_an_edited_call_is_made_as_edited(tenant: Principal, asker: Principal, fake_services: Services) -> None:
@@ -143,7 +142,7 @@ def test_an_edited_call_is_made_as_edited(tenant: Principal, asker: Principal, f
     say(tenant, approval_id, "edited", CLOSE | {"status": "waiting"}, note="erst noch prüfen")
     with tenant_session(asker.tenant_id) as session:
         again = take_lease(session, asker.tenant_id, lease.run_id)
-    assert Toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
+    assert toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
     assert status(tenant) == "waiting"
 
 
@@ -156,7 +155,7 @@ def test_a_refused_call_is_told_to_the_model_with_the_note(
     allow(tenant, "update_case", asking="never")
     with tenant_session(asker.tenant_id) as session:
         again = take_lease(session, asker.tenant_id, lease.run_id)
-    outcome = Toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k")
+    outcome = toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k")
     assert not outcome.ok
     assert "Kunde hat nicht zugestimmt" in outcome.plain
     assert status(tenant) == "open"
@@ -169,7 +168,7 @@ def test_a_tool_switched_off_meanwhile_stays_off(tenant: Principal, asker: Princ
     allow(tenant, "update_case", enabled=False)
     with tenant_session(asker.tenant_id) as session:
         again = take_lease(session, asker.tenant_id, lease.run_id)
-    assert not Toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
+    assert not toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
     assert status(tenant) == "open"
 
 
@@ -263,7 +262,7 @@ def test_after_its_time_an_approval_expires_and_the_run_goes_on(
     assert refused(tenant, approval_id) == "approval-expired"
     with tenant_session(asker.tenant_id) as session:
         again = take_lease(session, asker.tenant_id, lease.run_id)
-    outcome = Toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k")
+    outcome = toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k")
     assert "Nobody agreed" in outcome.plain
     assert status(tenant) == "open"
     with operator_session() as session:
@@ -337,7 +336,7 @@ def test_a_run_that_begins_anew_asks_anew(tenant: Principal, asker: Principal, f
     say(tenant, approval_id, "approved")
     with tenant_session(asker.tenant_id) as session:
         again = take_lease(session, asker.tenant_id, lease.run_id)
-    assert Toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
+    assert toolbox(again, fake_services).perform(call("update_case", **CLOSE), "k").ok
     assert status(tenant) == "waiting"
 
 

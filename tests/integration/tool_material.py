@@ -10,9 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
 
+from functions.agent.journal import Journal
+from functions.agent.tools import Toolbox
+from functions.agent.work import begin
 from shared.completions import ToolCall
 from shared.conversations.runs import Lease, ask, take_lease
 from shared.database import operator_session, tenant_session
+from shared.services import Services
 from shared.tenants.directory import Principal, add_member, memberships
 from shared.tools.registry import configure
 
@@ -31,6 +35,11 @@ def member(tenant: Principal, role: str = "member") -> Principal:
     with tenant_session(tenant.tenant_id) as session:
         add_member(session, tenant.tenant_id, email, name=role, role=role)
     return memberships(email)[0]
+
+
+def toolbox(lease: Lease, services: Services) -> Toolbox:
+    """The tools of a run as the agent has them."""
+    return begin(lease, services, Journal(lease)).toolbox
 
 
 def call(name: str, **arguments: Any) -> ToolCall:
