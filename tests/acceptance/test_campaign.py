@@ -193,7 +193,7 @@ def show(platform: Platform, models: LiteLLM, corpus: dict[str, bytes], patience
 
     platform.noesis("spaces", "add", "e5-small", "384")
     planned = platform.noesis("campaigns", "plan", "e5-small-384", "-t", slug).stdout
-    assert f"chunks   {counts(platform, tenant)['use-v3']}" in planned
+    assert f"chunks   {counts(platform, tenant)['use-v3']:,}" in planned
     traffic = Traffic(platform, principal, models)
     asking = threading.Thread(target=traffic.search_on)
     asking.start()
