@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -129,14 +131,15 @@ def _free_row(count: int) -> int:
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
     """`noesis up --detach` in a fresh folder, on free ports, with a bus whose clock can be moved."""
     if not (ROOT / ".venv-litellm").is_dir():
         pytest.fail("the environment of LiteLLM is missing: `make test` installs it")
-    home = tmp_path_factory.mktemp("platform") / "home"
-    # The database runs as another user when we are root and has to walk through pytest's private folders.
-    for folder in list(home.parents)[:3]:
-        folder.chmod(0o711)
+    # Not below pytest's folder: the database runs as another user when we are root, and every other session of pytest
+    # that begins on the machine closes that folder to others.
+    folder = Path(tempfile.mkdtemp(prefix="noesis-platform-"))
+    folder.chmod(0o711)
+    home = folder / "home"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NOESIS_", "COVERAGE"))} | {
         "NOESIS_HOME": str(home),
         "BUS_TEST_CLOCK": "true",
@@ -174,3 +177,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     finally:
         engine.dispose()
         subprocess.run([*command, "down"], env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False)
+        if request.session.testsfailed:
+            print(f"\nlogs and data of the platform: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
