@@ -31,7 +31,8 @@ def parse(
         raise failure("empty-document")
     if not sniffed.decoded:
         parsed = replace(parsed, warnings=(*parsed.warnings, "undecodable-text"))
-    return replace(parsed, language=language_of(parsed.text, parsed.language))
+    language = language_of(parsed.text, parsed.language)
+    return parsed if language == parsed.language else replace(parsed, language=language)
 
 
 def _parse_as(sniffed: Sniffed, data: bytes, recogniser: Recogniser | None) -> ParsedDocument:

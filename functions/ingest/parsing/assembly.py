@@ -31,6 +31,9 @@ _NO_SHEET = re.compile(r"(?:sheet|tabelle|feuil|hoja|foglio|blad|arkusz)\s?\d*",
 
 def clean(text: str) -> str:
     """`text` in NFC with LF newlines, without controls, lone surrogates, invisible characters and no-break spaces."""
+    # Everything below concerns what is unprintable, and nearly every line has nothing of it.
+    if text.isprintable() and unicodedata.is_normalized("NFC", text):
+        return text
     text = _DROPPED.sub("", _NEWLINES.sub("\n", text.replace("\xa0", " ")))
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
@@ -47,6 +50,8 @@ def table_text(rows: Iterable[Sequence[str]]) -> str:
 
 def _chosen(title: str) -> str:
     """A title somebody chose: less what programs put before it, "" for what they write when nobody did."""
+    if not title:
+        return ""
     title = _PROGRAM.sub("", title)
     return "" if _NO_TITLE.fullmatch(title) else title
 

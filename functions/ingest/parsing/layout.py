@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -52,10 +51,18 @@ class Titles:
 
     def level(self, text: str) -> int:
         """The level of a heading, 0 for any other line; numbering and punctuation do not count."""
-        # The last two letters settle it for nearly every line, at a tenth of the price.
         if text[-2:].casefold() not in self._endings or len(text) > _LONGEST_HEADING:
             return 0
         return self._levels.get(_key(text), 0)
+
+    def among(self, lines: list[Line]) -> set[int]:
+        """Which of the lines are headings, counted from 0."""
+        if not self._levels:
+            return set()
+        # The last two letters settle it for nearly every line, at a tenth of the price.
+        endings = self._endings
+        alike = [number for number, line in enumerate(lines) if line[0][-2:].casefold() in endings]
+        return {number for number in alike if self.level(lines[number][0])}
 
 
 def _key(title: str) -> str:
@@ -64,13 +71,14 @@ def _key(title: str) -> str:
 
 def heading_sizes(pages: Iterable[Iterable[Line]]) -> dict[int, int]:
     """Level by letter height (half points) for what stands out against the body, which is what most letters are in."""
-    letters: Counter[int] = Counter()
+    letters: dict[int, int] = {}
     for lines in pages:
-        for line in lines:
-            letters[round((line[4] - line[2]) * 2)] += len(line[0])
+        for text, _, y0, _, y1, _ in lines:
+            size = round((y1 - y0) * 2)
+            letters[size] = letters.get(size, 0) + len(text)
     if not letters:
         return {}
-    body = letters.most_common(1)[0][0]
+    body = max(letters, key=letters.__getitem__)
     total = sum(letters.values())
     # A size that fills a tenth of the document is no heading but another kind of body.
     large = sorted(
@@ -105,16 +113,17 @@ def _groups(lines: list[Line], titles: Titles) -> Iterator[list[Line]]:
     pitch = _pitch(lines)
     left, right = min([line[1] for line in lines]), max([line[3] for line in lines])
     full = right - (right - left) * 0.25
-    level_of = titles.level if titles else None
+    headings = titles.among(lines)
     before = lines[0]
-    group = [before]
-    apart = level_of(before[0]) if level_of else 0
-    for line in lines[1:]:
-        title = level_of(line[0]) if level_of else 0
+    group: list[Line] = []
+    apart = True
+    for number, line in enumerate(lines):
+        title = number in headings
         if before[5] or (not (apart or title) and _goes_on(before, line, pitch, full)):
             group.append(line)
         else:
-            yield group
+            if group:
+                yield group
             group = [line]
         apart, before = title, line
     yield group
@@ -138,16 +147,17 @@ def _goes_on(before: Line, line: Line, pitch: float, full: float) -> bool:
     text, x0, y0, _, y1, _ = line
     above, left, base, right, top, _ = before
     height, drop = y1 - y0, base - y0
-    if abs(height - (top - base)) > _SAME_SIZE * max(height, top - base):
+    larger = top - base if top - base > height else height
+    if abs(height - (top - base)) > _SAME_SIZE * larger:
         return False
     if abs(drop) <= height * 0.5:
         return x0 >= left  # the same row, torn apart by a gap
-    ended = above.endswith(_ENDS)
     if drop < 0:
-        return not ended and text[0].islower()  # the next column
-    if drop > height * pitch * 1.3 or _BULLET.match(text):
+        return not above.endswith(_ENDS) and text[0].islower()  # the next column
+    # Two letters after the first are no bullet, and are told faster than by the pattern.
+    if drop > height * pitch * 1.3 or (not text[1:3].isalpha() and _BULLET.match(text)):
         return False
-    return not (ended and (x0 > left + height * 0.8 or right < full))
+    return not ((x0 > left + height * 0.8 or right < full) and above.endswith(_ENDS))
 
 
 def _paragraph(group: list[Line], page: int, titles: Titles, sizes: dict[int, int]) -> Paragraph:
@@ -199,13 +209,14 @@ def _joint(stem: str, following: str) -> str:
 
 
 def _level(group: list[Line], text: str, titles: Titles, sizes: dict[int, int]) -> int:
-    if len(text) > _LONGEST_HEADING or not (titles or sizes):
+    if len(text) > _LONGEST_HEADING:
         return 0
     if titles:
         return titles.level(text)
-    if len(group) > 3 or not any(map(str.isalpha, text)):
+    if not sizes or len(group) > 3:
         return 0
-    return sizes.get(round((group[0][4] - group[0][2]) * 2), 0)
+    level = sizes.get(round((group[0][4] - group[0][2]) * 2), 0)
+    return level if level and any(map(str.isalpha, text)) else 0
 
 
 def _appended(items: Paragraph, item: Paragraph) -> Paragraph:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
+from array import array
 from typing import TypeAlias
 
 from pypdfium2 import raw
 
+from functions.ingest.parsing import pdfium
 from functions.ingest.parsing.layout import Line
 from functions.ingest.parsing.tables import MOST_RULES, SHORTEST, Grid, Piece, Row, Rule, find, read
 
@@ -24,13 +25,13 @@ _SLANT = 0.5
 _WORD = re.compile(r"\S+")
 
 
-def draws(page: raw.FPDF_PAGE) -> bool:
+def draws(page: pdfium.Page) -> bool:
     """Whether a page has lines or boxes that could be those of a table."""
-    get, kind_of, path = raw.FPDFPage_GetObject, raw.FPDFPageObj_GetType, raw.FPDF_PAGEOBJ_PATH
-    return any(kind_of(get(page, index)) == path for index in range(0, raw.FPDFPage_CountObjects(page), _STRIDE))
+    get, kind_of, path = pdfium.get_object, pdfium.object_kind, raw.FPDF_PAGEOBJ_PATH
+    return any(kind_of(get(page, index)) == path for index in range(0, pdfium.count_objects(page), _STRIDE))
 
 
-def sheet_of(page: raw.FPDF_PAGE, text: raw.FPDF_TEXTPAGE, lines: list[Line], places: list[tuple[int, str]]) -> Sheet:
+def sheet_of(page: pdfium.Page, text: pdfium.TextPage, lines: list[Line], places: list[tuple[int, str]]) -> Sheet:
     """The pieces of a page that draws; `places` are each line's first letter, as pdfium counts, and its letters."""
     grids = find(*_rules(page))
     if not grids:
@@ -58,13 +59,13 @@ def _grid_of(line: Line, grids: list[Grid]) -> int | None:
     return next((number for number, grid in enumerate(grids) if grid.holds(x, y)), None)
 
 
-def _rules(page: raw.FPDF_PAGE) -> tuple[list[Rule], list[Rule]]:
+def _rules(page: pdfium.Page) -> tuple[list[Rule], list[Rule]]:
     """Horizontal and vertical rules of a page: strokes along an axis, thin rectangles, the edges of boxes."""
     horizontal: list[Rule] = []
     vertical: list[Rule] = []
-    get, kind_of, path = raw.FPDFPage_GetObject, raw.FPDFPageObj_GetType, raw.FPDF_PAGEOBJ_PATH
-    bounds = ctypes.c_float(), ctypes.c_float(), ctypes.c_float(), ctypes.c_float()
-    for index in range(raw.FPDFPage_CountObjects(page)):
+    get, kind_of, path = pdfium.get_object, pdfium.object_kind, raw.FPDF_PAGEOBJ_PATH
+    bounds = array("f", bytes(16))
+    for index in range(pdfium.count_objects(page)):
         item = get(page, index)
         if kind_of(item) != path:
             continue
@@ -74,16 +75,12 @@ def _rules(page: raw.FPDF_PAGE) -> tuple[list[Rule], list[Rule]]:
     return horizontal, vertical
 
 
-def _add_rules(
-    item: raw.FPDF_PAGEOBJECT,
-    bounds: tuple[ctypes.c_float, ctypes.c_float, ctypes.c_float, ctypes.c_float],
-    horizontal: list[Rule],
-    vertical: list[Rule],
-) -> None:
+def _add_rules(item: pdfium.PageObject, bounds: array[float], horizontal: list[Rule], vertical: list[Rule]) -> None:
     """Add the rules of a path; `bounds` is room for pdfium's answer, made once a page."""
-    if not raw.FPDFPageObj_GetBounds(item, *bounds):
+    at, _ = bounds.buffer_info()
+    if not pdfium.object_bounds(item, at, at + 4, at + 8, at + 12):
         return
-    x0, y0, x1, y1 = (bound.value for bound in bounds)
+    x0, y0, x1, y1 = bounds
     if y1 - y0 <= _THIN and x1 - x0 >= SHORTEST:
         horizontal.append(Rule((y0 + y1) / 2, x0, x1))
     elif x1 - x0 <= _THIN and y1 - y0 >= SHORTEST:
@@ -96,26 +93,28 @@ def _add_rules(
                 vertical.append(Rule((ax + bx) / 2, min(ay, by), max(ay, by)))
 
 
-def _segments(item: raw.FPDF_PAGEOBJECT) -> list[tuple[float, float, float, float]]:
+def _segments(item: pdfium.PageObject) -> list[tuple[float, float, float, float]]:
     """The straight pieces of a path in the page's coordinates."""
-    matrix = raw.FS_MATRIX()
-    count = raw.FPDFPath_CountSegments(item)
-    if not 0 < count <= _MOST_SEGMENTS or not raw.FPDFPageObj_GetMatrix(item, matrix):
+    matrix, place = array("f", bytes(24)), array("f", bytes(8))
+    count = pdfium.count_segments(item)
+    if not 0 < count <= _MOST_SEGMENTS or not pdfium.object_matrix(item, matrix.buffer_info()[0]):
         return []
     found: list[tuple[float, float, float, float]] = []
-    x, y = ctypes.c_float(), ctypes.c_float()
-    a, b, c, d, e, f = matrix.a, matrix.b, matrix.c, matrix.d, matrix.e, matrix.f
-    get, point_of, kind_of = raw.FPDFPath_GetPathSegment, raw.FPDFPathSegment_GetPoint, raw.FPDFPathSegment_GetType
-    closes = raw.FPDFPathSegment_GetClose
+    a, b, c, d, e, f = matrix
+    get, point_of, kind_of = pdfium.get_segment, pdfium.segment_point, pdfium.segment_kind
+    closes, move, line = pdfium.segment_closes, raw.FPDF_SEGMENT_MOVETO, raw.FPDF_SEGMENT_LINETO
+    x_at, _ = place.buffer_info()
+    y_at = x_at + 4
     begun = at = (0.0, 0.0)
     for index in range(count):
         segment = get(item, index)
         kind = kind_of(segment)
-        point_of(segment, x, y)
-        point = (a * x.value + c * y.value + e, b * x.value + d * y.value + f)
-        if kind == raw.FPDF_SEGMENT_MOVETO:
+        point_of(segment, x_at, y_at)
+        x, y = place
+        point = (a * x + c * y + e, b * x + d * y + f)
+        if kind == move:
             begun = point
-        elif kind == raw.FPDF_SEGMENT_LINETO:
+        elif kind == line:
             found.append((*at, *point))
         at = point
         if closes(segment):
@@ -124,27 +123,20 @@ def _segments(item: raw.FPDF_PAGEOBJECT) -> list[tuple[float, float, float, floa
     return found
 
 
-def _pieces(text: raw.FPDF_TEXTPAGE, places: list[tuple[int, str]], grid: Grid) -> list[Piece]:
+def _pieces(text: pdfium.TextPage, places: list[tuple[int, str]], grid: Grid) -> list[Piece]:
     """The words of some lines with their boxes; a word that stands in two columns letter by letter."""
-    box, box_of = raw.FS_RECTF(), raw.FPDFText_GetLooseCharBox
-    pieces: list[Piece] = []
-
-    def add(words: str, first: int, last: int) -> None:
-        box_of(text, first, box)
-        x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
-        if last > first:
-            box_of(text, last, box)
-            left, bottom, right, top = box.left, box.bottom, box.right, box.top
-            x0, y0 = left if left < x0 else x0, bottom if bottom < y0 else y0
-            x1, y1 = right if right > x1 else x1, top if top > y1 else y1
-        pieces.append(Piece(words, x0, y0, x1, y1))
-
+    words = list[tuple[str, int, int]]()
     for start, line in places:
         for match in _WORD.finditer(line):
-            word, first, last = match[0], start + match.start(), start + match.end() - 1
-            add(f" {word}", first, last)
-            if last > first and grid.cuts(pieces[-1].x0, pieces[-1].x1):
-                pieces.pop()
-                for number, letter in enumerate(word):
-                    add(letter if number else f" {letter}", first + number, first + number)
+            begin, end = match.span()
+            words.append((line[begin:end], start + begin, start + end - 1))
+    boxes = pdfium.boxes(text, [first for _, first, _ in words], [last for _, _, last in words])
+    pieces: list[Piece] = []
+    for (word, first, last), box in zip(words, boxes, strict=True):
+        if grid.columns and last > first and grid.cuts(box[0], box[2]):
+            letters = range(first, last + 1)
+            apart = pdfium.boxes(text, letters, letters)
+            pieces += [Piece(letter, *own) for letter, own in zip((f" {word[0]}", *word[1:]), apart, strict=True)]
+        else:
+            pieces.append(Piece(f" {word}", *box))
     return pieces

@@ -90,8 +90,6 @@ class Sniffed(NamedTuple):
 
 def sniff(data: bytes, name: str = "", media_type: str | None = None) -> Sniffed:
     """The type of `data`; `PermanentError` ("unsupported-type", "encrypted", "macros", …) when we do not read it."""
-    if not _VISIBLE.search(data):
-        raise failure("empty-document")
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return Sniffed(_office_type(data))
     if data.startswith(_OLE):
@@ -102,6 +100,8 @@ def sniff(data: bytes, name: str = "", media_type: str | None = None) -> Sniffed
     # Acrobat and pdfium accept the header anywhere in the first KiB (PDF 1.7 reference, implementation note 13).
     if b"%PDF-" in data[:1024]:
         return Sniffed(PDF)
+    if not _VISIBLE.search(data):
+        raise failure("empty-document")
     for magic, kind in _MAGIC:
         if data.startswith(magic) and (not magic.isalnum() or looks_binary(data)):
             raise failure("unsupported-type", kind)

@@ -115,17 +115,20 @@ def _crossed(across: Sequence[Rule], upright: Sequence[Rule]) -> list[Grid]:
             met, free = _parted(free, fresh)
             rows += met
             fresh, left = _parted(left, met)
-        xs, ys = _places(columns), _places(rows)
-        if rows:
-            # The outer edge may be open: a table without a frame.
-            xs = _places([*columns, *(Rule(edge, 0, 0) for rule in rows for edge in (rule.start, rule.end))])
-        if len(xs) >= 3 and len(ys) >= 3 and (len(xs) - 1) * (len(ys) - 1) <= MOST_CELLS:
+        ys = _places(rule.at for rule in rows)
+        if len(ys) < 3:
+            continue
+        # The outer edge may be open: a table without a frame.
+        xs = _places([rule.at for rule in columns] + [edge for rule in rows for edge in (rule.start, rule.end)])
+        if len(xs) >= 3 and (len(xs) - 1) * (len(ys) - 1) <= MOST_CELLS:
             grids.append(Grid(xs[0], ys[0], xs[-1], ys[-1], xs, tuple(reversed(ys)), tuple(columns)))
     return [grid for grid in grids if not any(_within(grid, other) for other in grids if other is not grid)]
 
 
 def _parted(rules: Sequence[Rule], others: Sequence[Rule]) -> tuple[list[Rule], list[Rule]]:
     """The rules that touch one of the others, which cross their direction, and those that do not."""
+    if not others:
+        return [], list(rules)
     touching, apart = list[Rule](), list[Rule]()
     for rule in rules:
         at, low, high = rule.at, rule.start - TOUCH, rule.end + TOUCH
@@ -138,10 +141,10 @@ def _parted(rules: Sequence[Rule], others: Sequence[Rule]) -> tuple[list[Rule], 
     return touching, apart
 
 
-def _places(rules: Sequence[Rule]) -> tuple[float, ...]:
-    """The distinct places of rules, ascending."""
+def _places(places: Iterable[float]) -> tuple[float, ...]:
+    """The distinct ones of the places of rules, ascending."""
     found: list[float] = []
-    for at in sorted(rule.at for rule in rules):
+    for at in sorted(places):
         if not found or at - found[-1] > TOUCH:
             found.append(at)
     return tuple(found)
@@ -153,9 +156,13 @@ def _stacked(across: Sequence[Rule]) -> list[Grid]:
     left = sorted(across, key=lambda rule: -rule.at)
     while left:
         first, *left = left
-        same = [rule for rule in left if _alike(first, rule)]
-        left = [rule for rule in left if not _alike(first, rule)]
-        ys = _places([first, *same])
+        same, other = [first.at], list[Rule]()
+        for rule in left:
+            if _alike(first, rule):
+                same.append(rule.at)
+            else:
+                other.append(rule)
+        left, ys = other, _places(same)
         if len(ys) >= 3:
             grids.append(Grid(first.start, ys[0], first.end, ys[-1], (), tuple(reversed(ys)), ()))
     return grids
