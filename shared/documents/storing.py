@@ -139,21 +139,26 @@ def _chunk_row(reception: Reception, ordinal: int, chunk: NewChunk) -> tuple[Any
     )
 
 
+REUSE = text(
+    "insert into rag.embeddings (tenant_id, space_id, chunk_id, embedding) "
+    "select distinct on (c.chunk_id, e.space_id) c.tenant_id, e.space_id, c.chunk_id, e.embedding "
+    "from rag.chunks c cross join lateral (select o.chunk_id from rag.chunks o where o.tenant_id = :tenant "
+    "and o.document_id = :document and o.text_hash = c.text_hash and o.version_id <> :version offset 0) old "
+    "join rag.embeddings e on e.tenant_id = :tenant and e.chunk_id = old.chunk_id "
+    "join rag.tenant_spaces s on s.tenant_id = e.tenant_id and s.space_id = e.space_id "
+    "and s.state in ('active', 'filling') "
+    "where c.tenant_id = :tenant and c.version_id = :version "
+    # Most documents have no other version: nothing is compared then, whatever the planner thinks of it. Before the
+    # first ANALYZE it joined a new document's chunks with all of the tenant's (94 ms for 40 chunks in one of 6,000).
+    "and exists (select from rag.versions v where v.tenant_id = :tenant and v.document_id = :document "
+    "and v.version_id <> :version) on conflict do nothing"
+)
+
+
 def _reuse_vectors(session: Session, reception: Reception) -> None:
     """Copy the vectors of equal chunks of this document's other versions, in every live space."""
-    session.execute(
-        text(
-            "insert into rag.embeddings (tenant_id, space_id, chunk_id, embedding) "
-            "select distinct on (c.chunk_id, e.space_id) c.tenant_id, e.space_id, c.chunk_id, e.embedding "
-            "from rag.chunks c join rag.chunks old on old.tenant_id = c.tenant_id "
-            "and old.document_id = c.document_id and old.text_hash = c.text_hash and old.version_id <> c.version_id "
-            "join rag.embeddings e on e.tenant_id = old.tenant_id and e.chunk_id = old.chunk_id "
-            "join rag.tenant_spaces s on s.tenant_id = e.tenant_id and s.space_id = e.space_id "
-            "and s.state in ('active', 'filling') "
-            "where c.tenant_id = :tenant and c.version_id = :version on conflict do nothing"
-        ),
-        {"tenant": reception.tenant_id, "version": reception.version_id},
-    )
+    values = {"tenant": reception.tenant_id, "document": reception.document_id, "version": reception.version_id}
+    session.execute(REUSE, values)
 
 
 @dataclass(frozen=True, slots=True)

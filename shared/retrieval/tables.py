@@ -102,6 +102,7 @@ chunk_terms = Table(
     Column("language", Text, nullable=False),
     Column("length", Integer, nullable=False),
     Column("terms", ARRAY(Integer), nullable=False),
+    Column("markers", ARRAY(Integer)),
     PrimaryKeyConstraint("tenant_id", "chunk_id"),
     ForeignKeyConstraint(
         ["tenant_id", "chunk_id"], ["rag.chunks.tenant_id", "rag.chunks.chunk_id"], ondelete="CASCADE"
@@ -112,7 +113,8 @@ chunk_terms = Table(
 )
 """What a chunk is found by: its stems as numbers that carry the tenant, and its length in words without stop words.
 
-Written by a trigger on rag.chunks; one chunk, one row.
+Written by a trigger on rag.chunks; one chunk, one row. `markers` say which stems it has twice, three times, five times
+or more; where they are null (stored before r0009) they are among the terms.
 """
 
 vocabulary = Table(

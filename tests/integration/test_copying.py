@@ -1,0 +1,134 @@
+"""Rows by COPY through a temporary table that a connection keeps, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
+
+from functions.ingest.ingestion import ingest_document
+from shared.copying import copy_rows
+from shared.database import application_engine, forget_engines, run_alone, tenant_session
+from shared.documents.vectors import store_vectors
+from shared.fakes import FakeBus
+from shared.retrieval.spaces import active_space
+from shared.services import Services
+from shared.tenants.directory import Principal
+from tests.integration.test_ingestion import submission
+from tests.integration.test_repeats import commands
+
+COLUMNS = ("tenant_id", "collection_id", "name")
+
+
+class Undone(Exception):
+    """Ends a transaction without a commit."""
+
+
+@contextmanager
+def creations() -> Iterator[list[str]]:
+    """The statements that make a temporary table meanwhile."""
+    found: list[str] = []
+
+    def note(_conn: object, _cursor: object, statement: str, *_: Any) -> None:
+        if statement.startswith("create temporary table"):
+            found.append(statement)
+
+    event.listen(application_engine(), "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(application_engine(), "before_cursor_execute", note)
+
+
+def copy_one(session: Session, tenant_id: UUID, name: str) -> int:
+    """Copy a collection of that name."""
+    return copy_rows(session, "rag.collections", COLUMNS, [(tenant_id, uuid4(), name)])
+
+
+def collections(tenant_id: UUID) -> set[str]:
+    """The names of the tenant's collections that a test here may have made."""
+    with tenant_session(tenant_id) as session:
+        names = session.execute(
+            text("select name from rag.collections where tenant_id = :t and name like 'copied %'"), {"t": tenant_id}
+        )
+        return set(names.scalars())
+
+
+def test_a_connection_makes_its_temporary_table_once(tenant: Principal) -> None:
+    """Also when a statement alone runs in between, which SQLAlchemy counts as a transaction without a commit."""
+    forget_engines()
+    with creations() as made:
+        for number in range(3):
+            with tenant_session(tenant.tenant_id) as session:
+                assert copy_one(session, tenant.tenant_id, f"copied {number}") == 1
+            run_alone(tenant.tenant_id, "select 1")
+    assert len(made) == 1
+    assert collections(tenant.tenant_id) == {"copied 0", "copied 1", "copied 2"}
+
+
+@pytest.mark.parametrize("savepoint", [False, True], ids=["transaction", "savepoint"])
+def test_a_temporary_table_that_was_undone_is_made_again(tenant: Principal, savepoint: bool) -> None:
+    """A rollback takes it away, as a whole or back to a savepoint before it was made."""
+    forget_engines()
+    with creations() as made:
+        if savepoint:
+            with tenant_session(tenant.tenant_id) as session:
+                with pytest.raises(Undone), session.begin_nested():
+                    copy_one(session, tenant.tenant_id, "copied and undone")
+                    raise Undone
+                assert copy_one(session, tenant.tenant_id, "copied") == 1
+        else:
+            with pytest.raises(Undone), tenant_session(tenant.tenant_id) as session:
+                copy_one(session, tenant.tenant_id, "copied and undone")
+                raise Undone
+            with tenant_session(tenant.tenant_id) as session:
+                assert copy_one(session, tenant.tenant_id, "copied") == 1
+    assert len(made) == 2
+    with tenant_session(tenant.tenant_id) as session:
+        names = session.execute(
+            text("select name from rag.collections where tenant_id = :t and name like 'copied%'"),
+            {"t": tenant.tenant_id},
+        )
+        assert names.scalars().all() == ["copied"]
+
+
+def test_a_statement_alone_sees_one_tenant(make_tenant: Callable[..., Principal]) -> None:
+    """It is committed, reaches no other tenant's rows, and leaves nobody bound."""
+    tenant, other_tenant = make_tenant(), make_tenant()
+    for principal in (tenant, other_tenant):
+        with tenant_session(principal.tenant_id) as session:
+            copy_one(session, principal.tenant_id, "copied 1")
+    run_alone(tenant.tenant_id, "delete from rag.collections where name = 'copied 1'")
+    assert (collections(tenant.tenant_id), collections(other_tenant.tenant_id)) == (set(), {"copied 1"})
+    with application_engine().connect() as connection:
+        assert not connection.execute(text("select current_setting('app.tenant_id', true)")).scalar()
+
+
+def test_only_chunks_that_are_there_get_a_vector_and_only_in_a_space_in_use(
+    tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """What was purged, or given up, while the model worked is left out; the others are stored once."""
+    ingest_document(
+        submission(tenant, b"# Pumpen\n\nDie Dichtung wird getauscht.\n", "p.md"), "upstream", fake_services
+    )
+    (command,) = commands(bus)
+    (here,), gone = command.chunk_ids, uuid4()
+    vector = [1.0] + [0.0] * (dimension_of(tenant) - 1)
+    ids = (tenant.tenant_id, command.space_id)
+    with tenant_session(tenant.tenant_id) as session:
+        assert store_vectors(session, ids[0], uuid4(), [here], [vector]) == 0
+        assert store_vectors(session, *ids, [gone, here], [vector, vector]) == 1
+        assert store_vectors(session, *ids, [here], [vector]) == 0
+        stored = session.execute(text("select chunk_id from rag.embeddings where tenant_id = :t"), {"t": ids[0]})
+        assert stored.scalars().all() == [here]
+
+
+def dimension_of(tenant: Principal) -> int:
+    """Of the space in which the tenant's chunks are embedded."""
+    with tenant_session(tenant.tenant_id) as session:
+        return active_space(session, tenant.tenant_id).dimension
