@@ -75,13 +75,14 @@ def _serve(config: Path, host: str, port: int) -> None:
     from litellm.proxy.proxy_cli import run_server
     from litellm.proxy.proxy_server import app
 
-    from litellm_service import counting, direct, logs, reranking
+    from litellm_service import chats, counting, direct, logs, reranking
 
     if "DATABASE_URL" not in os.environ:
         counting.leave_out()
     # Before LiteLLM's own routes, the last of which takes every path.
     app.router.routes.insert(0, reranking.route())
     direct.install(app)
+    chats.install(app)
 
     gc.freeze()
     gc.enable()

@@ -16,25 +16,26 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from litellm_service import provider, vectors
 
 PATHS = ("/v1/embeddings", "/embeddings")
 _KNOWN = frozenset({"model", "input", "input_type", "encoding_format", "dimensions"})
 """A request with anything else wants something of LiteLLM."""
-_PASSED = "noesis.passed"
+PASSED = "noesis.passed"
+"""Marks a request that was handed on."""
 
 
 class Direct(Route):
     """Matches a request once: what it does not answer is routed again, to what comes after it."""
 
-    def __init__(self, path: str, router: Router) -> None:
-        super().__init__(path, Answer(router), methods=["POST"])
+    def __init__(self, path: str, answer: ASGIApp) -> None:
+        super().__init__(path, answer, methods=["POST"])
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """As every route; nothing the second time."""
-        return (Match.NONE, {}) if _PASSED in scope else super().matches(scope)
+        return (Match.NONE, {}) if PASSED in scope else super().matches(scope)
 
 
 class Answer:
@@ -47,10 +48,10 @@ class Answer:
         """Answer the request, or hand it on as it came."""
         request = Request(scope, receive)
         body = await request.body()
-        wanted = _read(body) if _has_key(request) else None
+        wanted = _read(body) if has_key(request) else None
         if wanted is None:
-            scope[_PASSED] = True
-            await self._router(scope, _again(body, receive), send)
+            scope[PASSED] = True
+            await self._router(scope, again(body, receive), send)
             return
         name, texts, input_type, as_base64 = wanted
         found = await vectors.embed(name, texts, input_type)
@@ -60,10 +61,11 @@ class Answer:
 
 def routes(router: Router) -> list[Route]:
     """What is to come before LiteLLM's own routes; nothing where LiteLLM has keys of its own to check."""
-    return [] if "DATABASE_URL" in os.environ else [Direct(path, router) for path in PATHS]
+    return [] if "DATABASE_URL" in os.environ else [Direct(path, Answer(router)) for path in PATHS]
 
 
-def _has_key(request: Request) -> bool:
+def has_key(request: Request) -> bool:
+    """Whether the request carries the proxy's key."""
     expected = f"Bearer {os.environ.get('LITELLM_MASTER_KEY', '')}"
     given = request.headers.get("authorization", "")
     return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
@@ -89,7 +91,7 @@ def _usage(texts: list[str]) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def again(body: bytes, receive: Receive) -> Receive:
     """The body once more, then whatever else arrives (that the client has gone)."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

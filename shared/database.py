@@ -14,15 +14,15 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy import Engine, MetaData, TextClause, create_engine, event, make_url, text
 from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from shared import tracing
-from shared.copying import array_literal, copy_binary_rows, copy_rows, vector_bytes, vector_literal
-from shared.driver import CALLED_ALONE, dollars, in_one_trip, ping, remember_conversions
+from shared.copying import array_literal, copy_binary_rows, copy_rows, forget_made, vector_bytes, vector_literal
+from shared.driver import PARSED_ONCE, dollars, in_one_trip, ping, remember_conversions
 from shared.errors import NoesisError, SettingsError
 from shared.settings import get_settings
 
@@ -68,6 +68,9 @@ def make_engine(url: str, pool_size: int, *, cloud_sql_instance: str = "", state
     event.listen(engine, "connect", in_one_trip)
     engine.dialect.do_ping = ping  # type: ignore[method-assign,assignment] # SQLAlchemy's own leaves a transaction open
     event.listen(engine, "handle_error", _drop_desynchronised)
+    event.listen(engine, "before_cursor_execute", _parse_once)
+    event.listen(engine, "rollback", forget_made)
+    event.listen(engine, "rollback_savepoint", forget_made)
     return engine
 
 
@@ -114,8 +117,28 @@ def _drop_desynchronised(context: ExceptionContext) -> None:
     """
     import pg8000.exceptions
 
-    if not isinstance(context.original_exception, pg8000.exceptions.DatabaseError):
+    error = context.original_exception
+    if not isinstance(error, pg8000.exceptions.DatabaseError) or _state_of(error) in _STALE:
         context.is_disconnect = True
+
+
+_STALE = ("0A000", "26000")
+"""A statement that was parsed once is not what it was ("cached plan must not change result type": a table was changed
+under it), or not there: a new connection parses it anew."""
+
+
+def often(sql: str) -> TextClause:
+    """A statement of every question: a connection has it parsed once, by its text as it is at the first use.
+
+    For statements that go by keys. PostgreSQL may plan such a statement without its values from its sixth execution on
+    (https://www.postgresql.org/docs/16/sql-prepare.html#SQL-PREPARE-NOTES), which a search by statistics would suffer.
+    """
+    return text(sql).execution_options(parsed_once=True)
+
+
+def _parse_once(_connection: object, _cursor: object, statement: str, _values: object, context: Any, _: bool) -> None:
+    if context.execution_options.get("parsed_once"):
+        PARSED_ONCE.add(dollars(statement))
 
 
 _SHARED_FAILURES = ("08", "25P03", "40", "53", "57", "55P03")
@@ -138,7 +161,11 @@ def sqlstate(error: DBAPIError) -> str:
 
     pg8000 raises ProgrammingError for nearly everything; the state is in its first argument (FACTS).
     """
-    detail = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    return _state_of(error.orig) if error.orig is not None else ""
+
+
+def _state_of(error: BaseException) -> str:
+    detail = error.args[0] if error.args else None
     return str(detail.get("C", "")) if isinstance(detail, dict) else ""
 
 
@@ -213,9 +240,9 @@ def _bind_tenant(session: Session, _transaction: object, connection: Connection)
     if connection.in_nested_transaction():
         connection.execute(text("select set_config('app.tenant_id', :tenant, true)"), {"tenant": str(tenant)})
         return
-    # The driver would send its BEGIN by itself before the first statement: together they are one round trip.
-    with _driver_alone(connection):
-        connection.exec_driver_sql(f"begin; select set_config('app.tenant_id', '{tenant}', true)")
+    # With BEGIN, which goes out with the first statement: together they are one round trip.
+    driver: Any = connection.connection.driver_connection
+    driver.begin_with(f"begin; select set_config('app.tenant_id', '{tenant}', true)")
 
 
 event.listen(_TenantSession, "after_begin", _bind_tenant)
@@ -242,9 +269,29 @@ def call_alone(statement: str, values: Sequence[Any]) -> Any:
     For a function of ours that binds itself to the tenant it is given, transaction-locally like `tenant_session`.
     `statement` has the driver's %s for values.
     """
-    CALLED_ALONE.add(dollars(statement))
+    PARSED_ONCE.add(dollars(statement))
     with application_engine().connect() as connection, _driver_alone(connection):
-        return connection.exec_driver_sql(statement, tuple(values)).scalar_one()
+        found = connection.exec_driver_sql(statement, tuple(values)).scalar_one()
+        connection.rollback()  # see run_alone
+    return found
+
+
+def run_alone(tenant_id: UUID, statement: str) -> None:
+    """A statement that sees the rows of one tenant and is a transaction of its own, in one round trip instead of three.
+
+    It has no parameters: what it says of them is written into it, so they may be ids and nothing else.
+    """
+    # What the simple protocol is given at once is one transaction
+    # (https://www.postgresql.org/docs/16/protocol-flow.html#PROTOCOL-FLOW-MULTI-STATEMENT).
+    bound = f"select set_config('app.tenant_id', '{UUID(str(tenant_id))}', true)"
+    with (
+        tracing.span("transaction", kind="client"),
+        application_engine().connect() as connection,
+        _driver_alone(connection),
+    ):
+        connection.exec_driver_sql(f"{bound}; {statement}")
+        # To SQLAlchemy it is a transaction yet to end: here that undoes nothing, and `forget_made` can tell.
+        connection.rollback()
 
 
 @contextmanager
@@ -290,10 +337,12 @@ __all__ = [
     "is_shared_failure",
     "make_engine",
     "metadata",
+    "often",
     "operator_engine",
     "operator_session",
     "patiently",
     "platform_session",
+    "run_alone",
     "sqlstate",
     "tenant_session",
     "vector_bytes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import time
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
@@ -60,8 +61,12 @@ class _Letter:
         return b"".join(self._pages)
 
 
-CALLED_ALONE: set[str] = set()
-"""Statements of `call_alone`, with $1 for %s: few, and each is executed again and again."""
+PARSED_ONCE: set[str] = set()
+"""Statements that a connection has parsed once, with $1 for %s: few, and each is executed again and again."""
+
+
+_ENDS = ("commit", "rollback")
+"""How the driver ends a transaction."""
 
 
 class _Remembered(NamedTuple):
@@ -72,13 +77,73 @@ class _Remembered(NamedTuple):
     readers: Any
 
 
+class _Beginning:
+    """The BEGIN of a connection's next transaction: it goes out with the first statement, not before it.
+
+    Until then the driver takes the transaction for begun, so that it sends no BEGIN of its own.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._waiting = ""
+        self._send_alone = connection.execute_simple
+        connection.begin_with = self.put_off
+        connection.execute_simple = self.simple
+
+    def put_off(self, statement: str) -> None:
+        """Begin the transaction with these statements, in the simple protocol."""
+        from pg8000 import core
+
+        self._waiting = statement
+        self._connection._transaction_status = core.IN_TRANSACTION
+
+    def take(self) -> str:
+        """What is to be sent before a statement; it is no longer waiting."""
+        statement, self._waiting = self._waiting, ""
+        return statement
+
+    def forgotten(self) -> bool:
+        """Whether a transaction ends that has not begun: nothing is sent."""
+        from pg8000 import core
+
+        if not self._waiting:
+            return False
+        self._waiting = ""
+        self._connection._transaction_status = core.IDLE
+        return True
+
+    def simple(self, statement: str) -> Any:
+        """A statement without parameters."""
+        from pg8000 import core
+
+        if statement == "begin transaction":  # the driver's own, before the first statement of a transaction
+            self.put_off(statement)
+            return core.Context(statement)
+        if waiting := self.take():
+            self._send_alone(waiting)
+        return self._send_alone(statement)
+
+
+def _read_answer(connection: Any, begun: Any, following: Any) -> None:
+    """The answer to a BEGIN; when it was refused, the answer to what followed is read too, and the refusal raised."""
+    from pg8000 import core
+
+    try:
+        connection.handle_messages(begun)
+    except core.DatabaseError:
+        with suppress(core.DatabaseError):  # refused as well: its transaction had failed
+            connection.handle_messages(following)
+        raise
+
+
 def in_one_trip(connection: Any, _record: object) -> None:
     """Have a new connection send a statement with its parameters in one round trip instead of three.
 
     pg8000 waits for the answers to PARSE and DESCRIBE before it sends BIND and EXECUTE. None of them changes what it
     sends, and the protocol lets them follow one another up to one SYNC
     (https://www.postgresql.org/docs/16/protocol-flow.html#PROTOCOL-FLOW-PIPELINING). Everything is encoded before
-    anything is sent. What is `CALLED_ALONE` is parsed once for a connection.
+    anything is sent. What is `PARSED_ONCE` is parsed once for a connection. A transaction's BEGIN goes with its first
+    statement, and COMMIT is one message instead of five.
     """
     from pg8000 import core
 
@@ -86,11 +151,16 @@ def in_one_trip(connection: Any, _record: object) -> None:
         # Else the end of what is longer than 8 KiB waits up to 40 ms for the beginning to be acknowledged.
         connection._usock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     waiting = connection.execute_unnamed
+    beginning = _Beginning(connection)
     remembered: dict[str, _Remembered] = {}
     names = count()
 
     def execute_unnamed(statement: str, vals: Any = (), oids: Any = (), stream: Any = None) -> Any:
+        if statement in _ENDS:
+            return core.Context(statement) if beginning.forgotten() else connection.execute_simple(statement)
         if stream is not None:  # a SYNC sent ahead would be swallowed by COPY
+            if begin := beginning.take():
+                connection.execute_simple(begin)
             return waiting(statement, vals=vals, oids=oids, stream=stream)
         parameters = core.make_params(connection.py_types, vals)
         known = remembered.get(statement)
@@ -98,13 +168,16 @@ def in_one_trip(connection: Any, _record: object) -> None:
             name, context = known.name, core.Context(statement, None, known.columns, known.readers)
         else:
             # A new name each time: one whose execution failed may be there already.
-            name = b"alone_%d\0" % next(names) if statement in CALLED_ALONE else core.NULL_BYTE
+            name = b"once_%d\0" % next(names) if statement in PARSED_ONCE else core.NULL_BYTE
             context = core.Context(statement)
         wire, letter = connection._sock, _Letter(core.FLUSH_MSG)
         if wire is None:
             raise core.InterfaceError("connection is closed")
         connection._sock = letter
+        begin = beginning.take()
         try:
+            if begin:
+                connection.send_QUERY(begin)
             if not known:
                 connection.send_PARSE(name, statement, oids)
                 connection.send_DESCRIBE_STATEMENT(name)
@@ -114,6 +187,8 @@ def in_one_trip(connection: Any, _record: object) -> None:
             connection._sock = wire
         core._write(wire, letter.whole() + core.SYNC_MSG)
         core._flush(wire)
+        if begin:
+            _read_answer(connection, core.Context(begin), context)
         connection.handle_messages(context)
         if not known and name != core.NULL_BYTE:
             remembered[statement] = _Remembered(name, context.columns, context.input_funcs)

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from shared import tracing
-from shared.database import array_literal, metadata, operator_session, tenant_session
+from shared.database import metadata, often, operator_session, run_alone
 from shared.errors import TransientError
 from shared.events import Message, TenantMessage
 from shared.settings import Settings, get_settings
@@ -214,7 +214,7 @@ def publish_stored(session: Session, row: Outgoing) -> None:
     and stops nobody here.
     """
     session.execute(
-        text(
+        often(
             "insert into core.outbox (tenant_id, event_id, topic, data, attributes, not_before) values "
             "(:tenant_id, :event_id, :topic, :data, cast(:attributes as jsonb), :not_before) on conflict do nothing"
         ),
@@ -245,12 +245,9 @@ def publish_stored(session: Session, row: Outgoing) -> None:
 def _flush(rows: Sequence[Outgoing]) -> None:
     """Send what was committed and take it out of the outbox, once the session has given its connection back."""
     if rows and send(rows):
-        ids = array_literal(row.event_id for row in rows)
-        with tenant_session(rows[0].tenant_id) as own:
-            own.execute(
-                text("delete from core.outbox where tenant_id = :tenant and event_id = any(cast(:ids as uuid[]))"),
-                {"tenant": rows[0].tenant_id, "ids": ids},
-            )
+        ids = ", ".join(f"'{UUID(str(row.event_id))}'" for row in rows)
+        tenant_id = UUID(str(rows[0].tenant_id))
+        run_alone(tenant_id, f"delete from core.outbox where tenant_id = '{tenant_id}' and event_id in ({ids})")
 
 
 def send(rows: Sequence[Outgoing]) -> bool:

@@ -21,10 +21,11 @@ from shared.errors import PermanentError, Postponed, Superseded, TransientError
 from shared.events import EmbedChunks
 from shared.llm import Embedded, UnusableVectors
 from shared.money.budgets import OverBudget
-from shared.money.gates import close_gate, closed_until
-from shared.money.ledger import Call, NoPrice, Reservation, forget_call, lock_call, release, reserve, settle
+from shared.money.gates import close_gate
+from shared.money.ledger import Call, NoPrice, Reservation, forget_call, lock_call, release, reserve_at, settle
 from shared.retrieval import campaigns, filling, mending
-from shared.retrieval.spaces import space_by_id, state_in
+from shared.retrieval.spaces import state_in
+from shared.retrieval.terms import terms_of
 from shared.services import Services
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,10 @@ def _prepare(session: Session, command: EmbedChunks, services: Services) -> Work
     The call's row is locked before what is missing is read: of two deliveries the second sees what the first stored.
     """
     tenant_id, now = command.tenant_id, services.clock.now()
-    space = space_by_id(session, command.space_id)
-    if space is None:
+    terms = terms_of(session, command.space_id, now)
+    if terms is None:
         raise Superseded("the vector space is gone")
+    space = terms.space
     key = filling.batch_key(command.space_id, command.chunk_ids)
     call = Call(tenant_id, key, space.model, command.document_id, command.version_id)
     left = lock_call(session, call, now)
@@ -124,13 +126,12 @@ def _prepare(session: Session, command: EmbedChunks, services: Services) -> Work
     if not lack.chunks:
         forget_call(session, call)
         return None
-    until = closed_until(session, space.model, now)
-    if until is not None:
-        raise ProviderClosed(until, "waiting for provider")
+    if terms.closed_until is not None:
+        raise ProviderClosed(terms.closed_until, "waiting for provider")
     texts = [space.as_passage(text) for _, text in lack.chunks]
     # A space that answers is no campaign's, and does not become one's target while it does.
     campaign = filling.admit(session, command) if lack.filling else None
-    reservation = reserve(session, call, left, texts, services.settings.noesis_stage, now)
+    reservation = reserve_at(session, terms.price, call, left, texts, services.settings.noesis_stage, now)
     if campaign is not None:
         filling.check_budget(session, campaign)
     chunk_ids = [chunk_id for chunk_id, _ in lack.chunks]

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.conversations.runs import Lease
+from shared.database import often
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def find_call(session: Session, lease: Lease, key: str) -> ModelCall | None:
 def store_call(session: Session, lease: Lease, key: str, call: ModelCall) -> None:
     """Store a finished call; from here on it is never made again. The caller holds the run in this transaction."""
     session.execute(
-        text(
+        often(
             "insert into core.model_calls (tenant_id, run_id, call_key, model, prompt, reply, input_tokens, "
             "output_tokens, cost_eur) values (:tenant, :run, :key, :model, :prompt, cast(:reply as jsonb), :input, "
             ":output, :cost)"
@@ -72,7 +73,7 @@ def store_call(session: Session, lease: Lease, key: str, call: ModelCall) -> Non
 def total_of(session: Session, lease: Lease) -> Total:
     """What the finished calls of a run come to."""
     row = session.execute(
-        text(
+        often(
             "select coalesce(sum(input_tokens), 0) as input, coalesce(sum(output_tokens), 0) as output, "
             "coalesce(sum(cost_eur), 0) as cost, coalesce(array_agg(prompt order by created_at, call_key) "
             "filter (where prompt <> ''), '{}') as prompts "

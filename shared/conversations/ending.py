@@ -10,11 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.conversations.runs import Answer, Lease
+from shared.database import often
 from shared.errors import PermanentError, Superseded
 from shared.events import AnswerReady
 from shared.messaging import publish
 
-_FINISH = text("""
+_FINISH = often("""
     with done as (
         update core.runs set state = 'answered', answer = :answer, no_evidence = :no_evidence, model = :model,
             input_tokens = :input, output_tokens = :output, cost_eur = :cost, partial = :partial,

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from shared import tracing
 from shared.conversations.withholding import ANSWER, CITATIONS, EVENT_DATA
-from shared.database import array_literal
+from shared.database import array_literal, often
 from shared.errors import PermanentError, Superseded
 from shared.events import AnswerQuestion, new_traceparent
 from shared.messaging import publish
@@ -156,7 +156,7 @@ def ask(
     if conversation_id is None:
         conversation_id = uuid5(run_id, "conversation")
         session.execute(
-            text(
+            often(
                 "insert into core.conversations (tenant_id, conversation_id, member_id, title) "
                 "values (:tenant, :conversation, :member, :title) on conflict do nothing"
             ),
@@ -172,7 +172,7 @@ def ask(
         raise PermanentError("unknown-conversation", "There is no such conversation.", "Start a new one.")
     traceparent = tracing.current_traceparent(new_traceparent())
     session.execute(
-        text(
+        often(
             "insert into core.runs (tenant_id, run_id, conversation_id, member_id, question, state, traceparent) "
             "values (:tenant, :run, :conversation, :member, :question, 'queued', :traceparent) on conflict do nothing"
         ),
@@ -210,7 +210,7 @@ def _checked(question: str) -> str:
 def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     """Take the run for this process. Raises Superseded when it ended, is cancelled, or somebody holds it."""
     row = session.execute(
-        text(
+        often(
             "update core.runs set state = 'running', epoch = epoch + 1, lease_until = now() + :lease, "
             "crashes = crashes + case when lease_until is null then 0 else 1 end, "
             "waiting_for = null, waiting_until = null "
@@ -225,7 +225,7 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     if row is None:
         raise Superseded("the run has ended, waits, or somebody else works on it")
     last = session.execute(
-        text("select coalesce(max(seq), 0) from core.run_events where tenant_id = :tenant and run_id = :run"),
+        often("select coalesce(max(seq), 0) from core.run_events where tenant_id = :tenant and run_id = :run"),
         {"tenant": tenant_id, "run": run_id},
     ).scalar_one()
     return Lease(
@@ -241,11 +241,11 @@ def take_lease(session: Session, tenant_id: UUID, run_id: UUID) -> Lease:
     )
 
 
-_HOLD = text(
+_HOLD = often(
     "update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
     "and epoch = :epoch and state = 'running'"
 )
-_HOLD_AND_TELL = text(
+_HOLD_AND_TELL = often(
     "with held as (update core.runs set lease_until = now() + :lease where tenant_id = :tenant and run_id = :run "
     "and epoch = :epoch and state = 'running' returning 1) "
     "insert into core.run_events (tenant_id, run_id, seq, kind, data) select :tenant, :run, e.seq, e.kind, e.data "

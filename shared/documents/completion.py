@@ -8,13 +8,13 @@ from uuid import UUID, uuid5
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from shared.database import write_one
+from shared.database import LostWrite, write_one
 from shared.documents.access import settle_access
 from shared.documents.ending import fail_version
 from shared.documents.intake import is_rejected, rolled_back
 from shared.events import DocumentIndexed
 from shared.messaging import publish
-from shared.retrieval.spaces import hold_spaces
+from shared.retrieval.spaces import HOLD, lock_name
 
 RESTORED = "restored"
 """The reason of a version in progress that people brought back: what they took it back from does not stop it."""
@@ -28,10 +28,12 @@ _INCOMPLETE = """exists (select from rag.tenant_spaces s join rag.chunks c on c.
     where f.tenant_id = :tenant and f.space_id = s.space_id and f.chunk_id = c.chunk_id)))"""
 # "offset 0": see filling.THERE.
 
-_LOCK_DOCUMENT = text(
-    "select d.document_id from rag.documents d join rag.versions v "
+# The spaces are held once the document is locked: a row of the CTE is there when its lock is.
+_LOCK = text(
+    "with locked as (select d.document_id from rag.documents d join rag.versions v "
     "on v.tenant_id = d.tenant_id and v.document_id = d.document_id "
-    "where v.tenant_id = :tenant and v.version_id = :version for update of d"
+    "where v.tenant_id = :tenant and v.version_id = :version for update of d) "
+    f"select {HOLD} from locked"
 )
 
 # `others`: versions that this one may replace, or whose content was rejected; a new document has none.
@@ -57,9 +59,8 @@ def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
     before locking loses the swap when the two last batches finish together (HOUSE).
     """
     ids = {"tenant": tenant_id, "version": version_id}
-    if session.execute(_LOCK_DOCUMENT, ids).first() is None:
+    if session.execute(_LOCK, ids | lock_name(tenant_id)).first() is None:
         return False
-    hold_spaces(session, tenant_id)
     version = session.execute(_STANDING, ids | {"restored": RESTORED}).one()
     if version.state != "ingested" or version.incomplete:
         return False
@@ -97,15 +98,21 @@ def _supersede(session: Session, tenant_id: UUID, document_id: UUID) -> None:
     )
 
 
+_LET_ANSWER = text(
+    "with version as (update rag.versions set state = 'searchable', reason = null, updated_at = now() "
+    "where tenant_id = :tenant and version_id = :version returning 1), "
+    "document as (update rag.documents set current_version_id = :version, state = 'searchable', reason = null, "
+    "message = null, next_action = null, deleted_at = null, deleted_by = null, deleted_version_id = null, "
+    "updated_at = now() where tenant_id = :tenant and document_id = :document returning 1) "
+    "select (select count(*) from version), (select count(*) from document)"
+)
+
+
 def _let_answer(session: Session, tenant_id: UUID, document_id: UUID, version_id: UUID) -> None:
-    _set_state(session, tenant_id, version_id, "searchable")
-    write_one(
-        session,
-        "update rag.documents set current_version_id = :version, state = 'searchable', reason = null, "
-        "message = null, next_action = null, deleted_at = null, deleted_by = null, deleted_version_id = null, "
-        "updated_at = now() where tenant_id = :tenant and document_id = :document",
-        {"tenant": tenant_id, "version": version_id, "document": document_id},
-    )
+    values = {"tenant": tenant_id, "version": version_id, "document": document_id}
+    written = tuple(session.execute(_LET_ANSWER, values).one())
+    if written != (1, 1):
+        raise LostWrite(f"letting a version answer hit {written} instead of one version and its document")
 
 
 def publish_indexed(session: Session, tenant_id: UUID, version_id: UUID, event_id: UUID) -> None:

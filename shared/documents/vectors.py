@@ -38,10 +38,11 @@ class Lack:
 
 
 _LACK = text(
-    "select c.chunk_id, c.heading_path, c.text, s.state = 'filling' as filling, v.waiting is not null as waits, "
-    "exists (select from rag.versions o where o.tenant_id = :tenant and o.document_id = v.document_id "
-    "and o.version_id <> v.version_id) as others from rag.chunks c "
-    "join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
+    # As JSON: the driver reads an array character by character in Python.
+    "select c.chunk_id, array_to_json(c.heading_path) as heading_path, c.text, "
+    "s.state = 'filling' as filling, v.waiting is not null as waits, exists (select from rag.versions o "
+    "where o.tenant_id = :tenant and o.document_id = v.document_id and o.version_id <> v.version_id) as others "
+    "from rag.chunks c join rag.versions v on v.tenant_id = c.tenant_id and v.version_id = c.version_id "
     "join rag.tenant_spaces s on s.tenant_id = c.tenant_id and s.space_id = :space "
     "and s.state in ('active', 'filling') "
     "where c.tenant_id = :tenant and c.version_id = :version "
@@ -101,13 +102,6 @@ def borrow_vectors(
     )
 
 
-_STILL_WANTED = text(
-    "select c.chunk_id from rag.chunks c where c.tenant_id = :tenant and c.chunk_id = any(cast(:ids as uuid[])) "
-    "and exists (select from rag.tenant_spaces s where s.tenant_id = :tenant and s.space_id = :space "
-    "and s.state <> 'retired')"
-)
-
-
 def store_vectors(
     session: Session, tenant_id: UUID, space_id: UUID, chunk_ids: Sequence[UUID], vectors: Sequence[Sequence[float]]
 ) -> int:
@@ -115,14 +109,15 @@ def store_vectors(
 
     Chunks that were purged while the model worked get none, and none does in a space that was given up meanwhile.
     """
-    there = set(
-        session.execute(_STILL_WANTED, {"tenant": tenant_id, "space": space_id, "ids": array_literal(chunk_ids)})
-        .scalars()
-        .all()
-    )
+    tenant, space = UUID(str(tenant_id)), UUID(str(space_id))
     rows = (
-        (tenant_id, space_id, chunk_id, vector_bytes(vector))
-        for chunk_id, vector in zip(chunk_ids, vectors, strict=True)
-        if chunk_id in there
+        (tenant, space, chunk_id, vector_bytes(vector)) for chunk_id, vector in zip(chunk_ids, vectors, strict=True)
     )
-    return copy_binary_rows(session, "rag.embeddings", ("tenant_id", "space_id", "chunk_id", "embedding"), rows)
+    # "offset 0": each of a batch is looked up by its key, whatever is guessed of a table without statistics.
+    wanted = (
+        f"exists (select from rag.chunks c where c.tenant_id = '{tenant}' and c.chunk_id = incoming.chunk_id offset 0) "
+        f"and exists (select from rag.tenant_spaces s where s.tenant_id = '{tenant}' and s.space_id = '{space}' "
+        "and s.state <> 'retired')"
+    )
+    columns = ("tenant_id", "space_id", "chunk_id", "embedding")
+    return copy_binary_rows(session, "rag.embeddings", columns, rows, only=wanted)

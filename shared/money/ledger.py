@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.database import often
 from shared.errors import Postponed
 from shared.money.budgets import OverBudget, add, counters, take
 from shared.money.prices import Price, cost, most_tokens, prices_of
@@ -120,7 +121,23 @@ def reserve(
 
     Raises OverBudget or NoPrice: roll the session back then.
     """
-    wanted = _priced(call, prices_of(session, call.model, now), texts, stage, now, most_output)
+    price = prices_of(session, call.model, now)
+    return reserve_at(session, price, call, left, texts, stage, now, most_output=most_output)
+
+
+def reserve_at(
+    session: Session,
+    price: Price | None,
+    call: Call,
+    left: Left,
+    texts: Sequence[str],
+    stage: str,
+    now: datetime,
+    *,
+    most_output: int = 0,
+) -> Reservation:
+    """As `reserve`, for a caller that has read the price."""
+    wanted = _priced(call, price, texts, stage, now, most_output)
     if left.state == "reserved":
         _count(session, call.tenant_id, stage, left.booked_at, -left.reserved, Decimal(0))
     if wanted.amount > 0:
@@ -135,7 +152,7 @@ def reserve(
     return replace(wanted, attempt=attempt)
 
 
-_RESERVE_NEW = text(
+_RESERVE_NEW = often(
     "insert into core.ledger (tenant_id, call_key, model, document_id, version_id, run_id, state, attempts, "
     "reserved_eur, booked_at, lease_until) values (:tenant, :key, :model, :document, :version, :run, 'reserved', 1, "
     ":amount, :now, :lease) on conflict do nothing"
@@ -212,7 +229,7 @@ def release(session: Session, reservation: Reservation, tokens: int = 0, output_
 def spent_on(session: Session, tenant_id: UUID, run_id: UUID) -> Spent:
     """What a run's calls have cost so far, in all attempts."""
     row = session.execute(
-        text(
+        often(
             "select count(*), coalesce(sum(tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cost_eur), 0) "
             "from core.ledger where tenant_id = :tenant and run_id = :run"
         ),
@@ -234,7 +251,7 @@ def _close(session: Session, reservation: Reservation, state: str, tokens: int, 
         "state": state,
     }
     mine = session.execute(
-        text(
+        often(
             "update core.ledger set state = :state, reserved_eur = 0, tokens = tokens + :tokens, "
             "output_tokens = output_tokens + :output, cost_eur = cost_eur + :cost where tenant_id = :tenant "
             "and call_key = :key and attempts = :attempt and state = 'reserved'"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.database import often
 from shared.money.ledger import Spent
 from shared.money.prices import Price
 
-_STANDING = text(
+_STANDING = often(
     "select (select closed_until from core.provider_gates where model = :model and closed_until > :now), "
     "p.eur_per_million, p.eur_per_million_output, s.* from (select count(*), coalesce(sum(tokens), 0), "
     "coalesce(sum(output_tokens), 0), coalesce(sum(cost_eur), 0) from core.ledger where tenant_id = :tenant "

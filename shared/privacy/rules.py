@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.database import often
 from shared.masking import KINDS, NO_WORDS, Vocabulary
 
 Purpose = Literal["model", "traces"]
@@ -36,7 +36,7 @@ DEFAULT = Rules()
 
 def rules_of(session: Session, tenant_id: UUID) -> Rules:
     """The rules as they are now; an unknown tenant has the default ones."""
-    statement = text(
+    statement = often(
         "select 'rule' as what, kind as a, purpose as b, masked as c, null::numeric as d from core.masking_rules "
         "where tenant_id = :t union all "
         "select 'term', list, term, null, null from core.masking_terms where tenant_id = :t union all "

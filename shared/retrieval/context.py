@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import array_literal
+from shared.database import array_literal, often
 from shared.retrieval.passages import Part, Passage
 
 REACH = 8
@@ -67,7 +66,7 @@ def _around(session: Session, tenant_id: UUID, passages: Sequence[Passage]) -> d
     if not passages:
         return {}
     rows = session.execute(
-        text(
+        often(
             "with hit as (select c.version_id, c.ordinal from rag.chunks c join rag.documents d "
             "on d.tenant_id = :tenant and d.document_id = c.document_id and d.state = 'searchable' "
             "where c.tenant_id = :tenant and c.chunk_id = any(cast(:ids as uuid[]))) "

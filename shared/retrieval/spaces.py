@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
+from shared.database import often
 from shared.errors import PermanentError
 from shared.settings import Settings
 
@@ -69,12 +70,13 @@ class Space:
         return self.passage_prefix + passage
 
 
-_COLUMNS = "s.space_id, s.name, s.model, s.dimension, s.evidence_floor, s.chunker, s.query_prefix, s.passage_prefix"
+COLUMNS = "s.space_id, s.name, s.model, s.dimension, s.evidence_floor, s.chunker, s.query_prefix, s.passage_prefix"
+"""The fields of a Space in order, of rag.vector_spaces as `s`."""
 
 
 def _space(row: Row[Any]) -> Space:
     fields: tuple[Any, ...] = tuple(row)
-    return Space(*fields)  # _COLUMNS are the fields in order
+    return Space(*fields)  # COLUMNS are the fields in order
 
 
 def profile(
@@ -148,21 +150,26 @@ def activate_first(operator: Session, tenant_id: UUID, space: Space) -> None:
     )
 
 
+HOLD = "pg_advisory_xact_lock_shared(hashtextextended(:name, 0))"
+"""What `hold_spaces` does, for a statement that takes another lock before; its parameter is `lock_name`."""
+
+
 def hold_spaces(session: Session, tenant_id: UUID) -> None:
     """Until the transaction ends nobody changes which spaces of the tenant are live; any number may hold them.
 
     To be called before the live spaces are read by whoever makes a version answer, stores chunks or vectors; what is
     read has to be a statement of its own.
     """
-    session.execute(text("select pg_advisory_xact_lock_shared(hashtextextended(:name, 0))"), _lock(tenant_id))
+    session.execute(text(f"select {HOLD}"), lock_name(tenant_id))
 
 
 def change_spaces(session: Session, tenant_id: UUID) -> None:
     """Wait until nobody holds the tenant's spaces, and let nobody do so until the transaction ends."""
-    session.execute(text("select pg_advisory_xact_lock(hashtextextended(:name, 0))"), _lock(tenant_id))
+    session.execute(text("select pg_advisory_xact_lock(hashtextextended(:name, 0))"), lock_name(tenant_id))
 
 
-def _lock(tenant_id: UUID) -> dict[str, str]:
+def lock_name(tenant_id: UUID) -> dict[str, str]:
+    """The parameter of `HOLD`, and of its opposite."""
     return {"name": f"spaces:{tenant_id}"}
 
 
@@ -170,7 +177,7 @@ def live_spaces(session: Session, tenant_id: UUID) -> list[Space]:
     """The spaces that a searchable version must be complete in: active or filling."""
     rows = session.execute(
         text(
-            f"select {_COLUMNS} from rag.tenant_spaces t join rag.vector_spaces s on s.space_id = t.space_id "
+            f"select {COLUMNS} from rag.tenant_spaces t join rag.vector_spaces s on s.space_id = t.space_id "
             "where t.tenant_id = :tenant and t.state in ('active', 'filling') order by s.name"
         ),
         {"tenant": tenant_id},
@@ -194,8 +201,8 @@ def active_space(session: Session, tenant_id: UUID) -> Space:
     because the space that answered until then keeps its vectors for the grace period, which is longer than any run.
     """
     row = session.execute(
-        text(
-            f"select {_COLUMNS} from rag.tenant_spaces t join rag.vector_spaces s on s.space_id = t.space_id "
+        often(
+            f"select {COLUMNS} from rag.tenant_spaces t join rag.vector_spaces s on s.space_id = t.space_id "
             "where t.tenant_id = :tenant and t.state = 'active'"
         ),
         {"tenant": tenant_id},
@@ -208,14 +215,14 @@ def active_space(session: Session, tenant_id: UUID) -> Space:
 def space_by_id(session: Session, space_id: UUID) -> Space | None:
     """A space, or None."""
     row = session.execute(
-        text(f"select {_COLUMNS} from rag.vector_spaces s where s.space_id = :space"), {"space": space_id}
+        text(f"select {COLUMNS} from rag.vector_spaces s where s.space_id = :space"), {"space": space_id}
     ).first()
     return _space(row) if row else None
 
 
 def space_by_name(session: Session, name: str) -> Space:
     """A space by its name. Raises PermanentError `no-vector-space` when there is none."""
-    row = session.execute(text(f"select {_COLUMNS} from rag.vector_spaces s where s.name = :name"), {"name": name})
+    row = session.execute(text(f"select {COLUMNS} from rag.vector_spaces s where s.name = :name"), {"name": name})
     found = row.first()
     if found is None:
         raise PermanentError("no-vector-space", "There is no such vector space.", "See `noesis spaces list`.")

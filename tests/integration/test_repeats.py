@@ -95,7 +95,7 @@ def test_two_versions_with_the_same_text_in_flight_are_paid_once(
 def test_a_batch_of_a_new_document_asks_the_database_a_few_times(
     tenant: Principal, fake_services: Services, bus: FakeBus
 ) -> None:
-    """What concerns other versions, campaigns and waiting is asked only where there are any: 19 statements, 30 once.
+    """What concerns other versions, campaigns and waiting is asked only where there are any: 12 statements, 30 once.
 
     In a small batch they are what embedding costs besides the model (ADR 0014).
     """
@@ -113,7 +113,7 @@ def test_a_batch_of_a_new_document_asks_the_database_a_few_times(
     finally:
         event.remove(application_engine(), "before_cursor_execute", note)
     assert documents(tenant)["pumpen.md"].state == "searchable"
-    assert len(asked) <= 20, "\n".join(asked)
+    assert len(asked) <= 12, "\n".join(asked)
 
 
 def test_a_delivery_that_comes_second_is_superseded(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
