@@ -31,6 +31,10 @@ class TransientError(NoesisError):
     """Trying again will help, and the cause is shared by everyone (database or bus down): answer 503."""
 
 
+class TooSlow(TransientError):
+    """There was no answer within the time that one may take: trying again helps, and so may asking for less."""
+
+
 class Postponed(NoesisError):
     """Not now, but at `until` (aware UTC): written to the outbox with `not_before` and acknowledged.
 

@@ -18,7 +18,7 @@ import httpx
 from shared import tracing
 from shared.completions import ChatReply, Completion, CutOff, ToolCall, filtered, garbled, is_filtered
 from shared.embeddings import Embedded, UnusableVectors, embedded, read_vectors
-from shared.errors import PermanentError, Postponed, TransientError
+from shared.errors import PermanentError, Postponed, TooSlow, TransientError
 from shared.rerankings import Reranked, reranked
 from shared.settings import Settings
 
@@ -141,7 +141,7 @@ class LiteLLM:
         """One vector a text, in order, with the tokens they cost.
 
         Raises PermanentError `model-refused`, UnusableVectors (other count, dimension, NaN), Postponed when the
-        provider asks for time, TransientError when the proxy cannot be reached, is too slow or talks nonsense.
+        provider asks for time, TooSlow, and TransientError when the proxy cannot be reached or talks nonsense.
         """
         # base64 where the proxy can (input_types.for_provider): numbers in JSON cost it more than a request does.
         body: dict[str, Any] = {"model": model, "input": list(texts), "encoding_format": "base64"}
@@ -265,7 +265,7 @@ def _read(response: httpx.Response, deadline: float) -> bytes:
         if len(body) > ANSWER_BYTES:
             raise garbled()
         if time.monotonic() > deadline:
-            raise TransientError("the model's answer came too slowly")
+            raise TooSlow("the model's answer came too slowly")
     _check(response, bytes(body))
     return bytes(body)
 
@@ -332,6 +332,8 @@ def _check(response: httpx.Response, body: bytes) -> None:
             f"The model refused the request (HTTP {status}).",
             "Check CHAT_MODEL and EMBEDDINGS_MODEL, and that the text fits the model.",
         )
+    if status in (408, 504):  # the proxy's own patience with the provider
+        raise TooSlow(f"the model proxy answers HTTP {status}")
     # 401 and 403 too: a wrong key is ours to mend, and no document is to blame for it.
     raise TransientError(f"the model proxy answers HTTP {status}")
 
@@ -368,6 +370,8 @@ class _transport_errors:  # noqa: N801 # reads as a statement: `with _transport_
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, httpx.ReadTimeout):
+            raise TooSlow(f"the model did not answer in time: {type(error).__name__}") from error
         if isinstance(error, httpx.RequestError):
             raise TransientError(f"the model proxy cannot be reached: {type(error).__name__}") from error
 

@@ -17,7 +17,7 @@ from shared.documents.storing import Batch
 from shared.documents.turns import next_turns
 from shared.documents.vectors import Lack, borrow_vectors, chunks_without_vector, store_vectors
 from shared.documents.waiting import Cause, go_on, wait_for
-from shared.errors import PermanentError, Postponed, Superseded, TransientError
+from shared.errors import PermanentError, Postponed, Superseded, TooSlow, TransientError
 from shared.events import EmbedChunks
 from shared.llm import Embedded, UnusableVectors
 from shared.money.budgets import OverBudget
@@ -82,10 +82,13 @@ def embed_chunks(command: EmbedChunks, services: Services) -> None:
         _provider_closed(command, work, pause)
     except PermanentError as error:
         _refused(command, work, error, services)
-    except TransientError:
+    except TransientError as error:
         with tenant_session(command.tenant_id) as session:
             release(session, work.reservation)
             second = state_in(session, command.tenant_id, command.space_id) != "active"
+        if isinstance(error, TooSlow) and work.reservation.attempt > 1 and len(work.chunk_ids) > 1:
+            _too_much(command, work, services)
+            return
         if not second:
             raise
         _second_model_away(command, work, services)
@@ -258,6 +261,18 @@ def _refused_by_candidate(command: EmbedChunks, work: Work, error: PermanentErro
             campaigns.finish_held_versions(tenant_id, services.settings.documents_in_progress)
     _finish(command, services)
     _fill_on(command, services)
+
+
+def _too_much(command: EmbedChunks, work: Work, services: Services) -> None:
+    """Twice the model was not done with the batch in time: less is asked of it, or it would never end.
+
+    Once may be an accident, of the model or of the machine.
+    """
+    with tenant_session(command.tenant_id) as session:
+        mending.lighten(session, command, work.chunk_ids)
+    log.warning("batch halved: the model is too slow", extra={"version_id": command.version_id})
+    if work.in_campaign:
+        _fill_on(command, services)
 
 
 def _second_model_away(command: EmbedChunks, work: Work, services: Services) -> None:

@@ -47,6 +47,7 @@ campaigns = Table(
     Column("comparison", JSONB),
     Column("cursor", Uuid),
     Column("slots", Integer, nullable=False, server_default="1"),
+    Column("batch", Integer),
     Column("actor", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("started_at", DateTime(timezone=True)),
@@ -62,11 +63,13 @@ campaigns = Table(
     ForeignKeyConstraint(["target_space_id"], ["rag.vector_spaces.space_id"]),
     CheckConstraint(f"state in {OPEN + ENDED}", name="campaigns_state_check"),
     CheckConstraint("budget_eur > 0", name="campaigns_budget_check"),
+    CheckConstraint("batch > 0", name="campaigns_batch_check"),
     CheckConstraint("source_space_id <> target_space_id", name="campaigns_spaces_check"),
     Index("campaigns_open_idx", "tenant_id", unique=True, postgresql_where=text(f"state in {OPEN}")),
     schema="rag",
 )
-"""One row a campaign. `cursor` is the version up to which batches were sent, `slots` how many may be under way;
+"""One row a campaign. `cursor` is the version up to which batches were sent, `slots` how many may be under way,
+`batch` how many chunks one may have once the model was too slow for more;
 `spent_eur` what its ended batches cost (those under way are added from the ledger). `drop_after` says from when on the
 space it leaves behind may go, `dropped_at` that it is gone."""
 

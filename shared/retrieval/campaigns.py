@@ -55,6 +55,7 @@ class Campaign:
     estimate: Mapping[str, Any]
     comparison: Mapping[str, Any] | None
     slots: int
+    batch: int | None
     actor: str
     created_at: datetime
     started_at: datetime | None
@@ -69,7 +70,7 @@ class Campaign:
     def filling(self) -> Filling:
         """The part that filling works with."""
         ids = (self.tenant_id, self.campaign_id, self.source.space_id, self.target.space_id)
-        return Filling(*ids, self.state, self.history, self.budget, None, self.slots)
+        return Filling(*ids, self.state, self.history, self.budget, None, self.slots, self.batch)
 
 
 def latest(session: Session, tenant_id: UUID) -> Campaign:
@@ -77,9 +78,9 @@ def latest(session: Session, tenant_id: UUID) -> Campaign:
     row = session.execute(
         text(
             "select source_space_id, target_space_id, tenant_id, campaign_id, state, reason, message, next_action, "
-            "history, budget_eur, spent_eur, estimate, comparison, slots, actor, created_at, started_at, ready_at, "
-            "switched_at, grace_until, ended_at, drop_after, dropped_at from rag.campaigns where tenant_id = :tenant "
-            "order by (ended_at is null) desc, created_at desc limit 1"
+            "history, budget_eur, spent_eur, estimate, comparison, slots, batch, actor, created_at, started_at, "
+            "ready_at, switched_at, grace_until, ended_at, drop_after, dropped_at from rag.campaigns "
+            "where tenant_id = :tenant order by (ended_at is null) desc, created_at desc limit 1"
         ),
         {"tenant": tenant_id},
     ).first()

@@ -60,6 +60,8 @@ class Filling:
     budget: Decimal | None
     cursor: UUID | None
     slots: int
+    batch: int | None = None
+    """Most chunks a batch, once the model was too slow for more."""
 
     def values(self) -> dict[str, object]:
         """The parameters of the statements here."""
@@ -96,7 +98,7 @@ def lock_campaign(session: Session, tenant_id: UUID, space_id: UUID) -> Filling 
     row = session.execute(
         text(
             "select tenant_id, campaign_id, source_space_id, target_space_id, state, history, budget_eur, cursor, "
-            "slots from rag.campaigns where tenant_id = :tenant and target_space_id = :space "
+            "slots, batch from rag.campaigns where tenant_id = :tenant and target_space_id = :space "
             "and state in ('planned', 'filling', 'paused', 'ready', 'switched') for update"
         ),
         {"tenant": tenant_id, "space": space_id},
@@ -190,6 +192,7 @@ def close(session: Session, filling: Filling, batch_id: UUID) -> None:
 
 def send(session: Session, filling: Filling, batch: Batch) -> int:
     """Send batches until every slot is taken or no chunk is left; the campaign's row is locked."""
+    batch = Batch(min(batch.chunks, filling.batch or batch.chunks), batch.tokens)
     under_way = session.execute(
         text(
             "select batch_id, chunk_ids, arrival from rag.campaign_batches "

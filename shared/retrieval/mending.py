@@ -41,10 +41,28 @@ def refuse(session: Session, command: EmbedChunks, chunk_ids: Sequence[UUID], er
 
     The chunks' rows may be gone by now; then nothing is recorded.
     """
-    filling = lock_campaign(session, command.tenant_id, command.space_id)
     if len(chunk_ids) == 1:
+        lock_campaign(session, command.tenant_id, command.space_id)
         record_failures(session, command.tenant_id, command.space_id, chunk_ids, error)
-        return
+    else:
+        halve(session, command, chunk_ids)
+
+
+def lighten(session: Session, command: EmbedChunks, chunk_ids: Sequence[UUID]) -> None:
+    """The model does not manage so many chunks in the time a request may take: halves, and no larger batches later."""
+    halve(session, command, chunk_ids)
+    session.execute(
+        text(
+            "update rag.campaigns set batch = :half where tenant_id = :tenant and target_space_id = :space "
+            "and state in ('filling', 'ready') and coalesce(batch, :half) >= :half"
+        ),
+        {"tenant": command.tenant_id, "space": command.space_id, "half": max(1, len(chunk_ids) // 2)},
+    )
+
+
+def halve(session: Session, command: EmbedChunks, chunk_ids: Sequence[UUID]) -> None:
+    """Command these chunks of a batch, at least two, as two batches that take its place."""
+    filling = lock_campaign(session, command.tenant_id, command.space_id)
     middle = len(chunk_ids) // 2
     fill = is_fill(session, command.tenant_id, batch_key(command.space_id, command.chunk_ids))
     for half in (chunk_ids[:middle], chunk_ids[middle:]):

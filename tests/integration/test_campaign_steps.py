@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,9 +19,10 @@ from sqlalchemy import Connection, text
 
 from cli.campaigns import campaigns as command
 from cli.spaces import spaces as spaces_command
+from functions.embed.embedding import embed_chunks
 from shared.database import operator_session, tenant_session
-from shared.embeddings import UnusableVectors
-from shared.errors import PermanentError
+from shared.embeddings import Embedded, UnusableVectors
+from shared.errors import PermanentError, Postponed, TooSlow
 from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.money.prices import set_price
 from shared.retrieval import campaigns, comparing, estimating, indexes, switching, tending
@@ -240,6 +242,48 @@ def ask(tenant: Principal, *questions: str) -> None:
                 ),
                 ids,
             )
+
+
+class Slow(FakeModels):
+    """The new model is not done with more than one text in the time a request may take."""
+
+    def __init__(self, slow: str) -> None:
+        super().__init__()
+        self.slow, self.sizes = slow, list[int]()
+
+    def embed_counted(self, texts: Sequence[str], *, model: str, **options: Any) -> Embedded:
+        """Vectors for one text, or for any number by another model."""
+        if model == self.slow:
+            self.sizes.append(len(texts))
+            if len(texts) > 1:
+                raise TooSlow("the model did not answer in time")
+        return super().embed_counted(texts, model=model, **options)
+
+
+def test_a_campaign_learns_how_much_a_slow_model_manages(
+    tenant: Principal, pump: Pump, working: Services, clock: FakeClock
+) -> None:
+    """A batch that is twice not done in time is halved, and what is sent afterwards is no larger."""
+    add(tenant, "long", [f"paragraph {n}" for n in range(9)])
+    pump.run()
+    target = new_space(48)
+    models = Slow(target.model)
+    pump.services = working = replace(working, _models=models)
+    begin(tenant, target, slots=1)
+    for _ in range(20):
+        pump.run()
+        clock.advance(timedelta(hours=1))
+        again, pump.postponed = pump.postponed, []
+        for batch in again:
+            try:
+                embed_chunks(batch, working)
+            except Postponed:
+                pump.postponed.append(batch)
+        if not pump.waiting() and not pump.postponed:
+            break
+    job(working)
+    assert (state(tenant).state, state(tenant).batch) == ("ready", 1)
+    assert Counter(models.sizes) == {4: 2, 2: 4, 1: vectors(tenant, target)}
 
 
 def payer_of(tenant: Principal) -> Payer:

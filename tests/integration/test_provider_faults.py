@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,7 +25,8 @@ from shared.database import operator_session, tenant_session
 from shared.documents.intake import receive
 from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.documents.vectors import text_hash
-from shared.errors import Postponed, TransientError
+from shared.embeddings import Embedded
+from shared.errors import Postponed, TooSlow, TransientError
 from shared.events import DocumentSubmitted, EmbedChunks, decode
 from shared.fakes import FakeBus, FakeClock, FakeModels, hashed_vector
 from shared.llm import LiteLLM
@@ -207,25 +208,32 @@ class Pipeline:
     clock: FakeClock
     commands: list[EmbedChunks]
     texts: list[str]
+    bus: FakeBus
 
     def run(self, rounds: int) -> list[Exception]:
-        """Deliver what is left, again and again, as the bus would; what was raised."""
+        """Deliver what is left, and what was sent meanwhile, again and again, as the bus would; what was raised."""
         raised: list[Exception] = []
         left = list(self.commands)
         for _ in range(rounds):
             again = []
+            self.bus.published.clear()
             for command in left:
                 try:
                     embed_chunks(command, self.services)
                 except (Postponed, TransientError) as error:
                     raised.append(error)
                     again.append(command)
-            left = again
+            left = again + self.sent()
             # Whatever was waited for is over in the next round.
             self.clock.advance(timedelta(hours=1))
             if not left:
                 break
         return raised
+
+    def sent(self) -> list[EmbedChunks]:
+        """The batches that were sent since the last round began."""
+        found = [decode(m.data.encode(), m.attributes) for m in self.bus.published]
+        return [m for m in found if isinstance(m, EmbedChunks)]
 
     def row(self) -> Any:
         """State of the document, its vectors, the ledger and what is reserved."""
@@ -289,7 +297,7 @@ def pipeline(
         timeout=httpx.Timeout(SILENCE),
         embed_seconds=2 * SILENCE,
     )
-    return Pipeline(tenant, space, Services(settings, clock, _models=models), clock, commands, texts)
+    return Pipeline(tenant, space, Services(settings, clock, _models=models), clock, commands, texts, bus)
 
 
 def check_whole(pipeline: Pipeline, provider: Provider) -> None:
@@ -364,6 +372,33 @@ def test_each_kind_of_fault_alone_spoils_nothing(
         f"\n{kind:16s} {rate:4.0%}: {faults:3d} faults in {sum(provider.seen.values()):3d} requests, "
         f"{useful} tokens of use, {provider.charged} billed and booked, 0 wrong vectors"
     )
+
+
+class Slow(FakeModels):
+    """Is not done with more than `most` texts in the time a request may take."""
+
+    most = 1
+
+    def embed_counted(self, texts: Sequence[str], **options: Any) -> Embedded:
+        """Vectors for few texts."""
+        if len(texts) > self.most:
+            raise TooSlow("the model did not answer in time")
+        return super().embed_counted(texts, **options)
+
+
+@pytest.mark.parametrize("pipeline", [2], indirect=True, ids=["2 batches"])
+def test_a_model_too_slow_for_a_batch_gets_it_in_halves(pipeline: Pipeline) -> None:
+    """A batch that never ends would be tried for ever: after the second time less is asked, down to single chunks."""
+    models = Slow()
+    pipeline.services = replace(pipeline.services, _models=models)
+    raised = pipeline.run(rounds=8)
+    assert [type(error) for error in raised] == [TooSlow] * 4  # each of two batches, and its half of two chunks
+    row = pipeline.row()
+    assert (row.state, row.vectors) == ("searchable", len(pipeline.texts))
+    assert Counter(models.embedded) == Counter(pipeline.texts)
+    assert pipeline.misaligned() == []
+    assert (row.cost, row.spent, row.reserved, row.held) == (row.cost, row.cost, 0, 0)
+    assert row.cost == sum(len(text.split()) for text in pipeline.texts)
 
 
 @pytest.mark.parametrize("kind", ["429-retry-after", "503-retry-after", "429-date"])

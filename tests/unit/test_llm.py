@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared import llm, tracing
-from shared.errors import PermanentError, Postponed, TransientError
+from shared.errors import PermanentError, Postponed, TooSlow, TransientError
 from shared.llm import WAIT_DEFAULT, WAIT_LONGEST, ChatReply, LiteLLM, read_vectors, retry_after
 from shared.settings import Settings
 
@@ -312,7 +312,7 @@ def test_a_proxy_that_hangs_is_given_up(proxy: Proxy, monkeypatch: pytest.Monkey
         proxy.released.wait(20)
 
     proxy.answer = silent
-    with pytest.raises(TransientError, match="ReadTimeout"):
+    with pytest.raises(TooSlow, match="ReadTimeout"):
         _embed(models, "x")
 
     def silent_in_the_middle(handler: BaseHTTPRequestHandler) -> None:
@@ -327,6 +327,14 @@ def test_a_proxy_that_hangs_is_given_up(proxy: Proxy, monkeypatch: pytest.Monkey
     with pytest.raises(TransientError, match="ReadTimeout"):
         next(stream)
     models._http.close()
+
+
+@pytest.mark.parametrize("status", [408, 504])
+def test_a_provider_the_proxy_gave_up_on_was_too_slow(proxy: Proxy, models: LiteLLM, status: int) -> None:
+    """Its own patience counts like ours: less may be asked."""
+    proxy.json({"error": {"message": "timeout"}}, status)
+    with pytest.raises(TooSlow):
+        _embed(models, "x")
 
 
 def test_an_answer_that_never_ends_is_given_up(proxy: Proxy, models: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
