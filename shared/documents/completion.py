@@ -28,11 +28,13 @@ _INCOMPLETE = """exists (select from rag.tenant_spaces s join rag.chunks c on c.
     where f.tenant_id = :tenant and f.space_id = s.space_id and f.chunk_id = c.chunk_id)))"""
 # "offset 0": see filling.THERE.
 
+# Rows are looked up one after the other, by key, whatever statistics say: those of a tenant's first thousand documents
+# know of none of them, and a join read every document and version it has, for each batch.
+
 # The spaces are held once the document is locked: a row of the CTE is there when its lock is.
 _LOCK = text(
-    "with locked as (select d.document_id from rag.documents d join rag.versions v "
-    "on v.tenant_id = d.tenant_id and v.document_id = d.document_id "
-    "where v.tenant_id = :tenant and v.version_id = :version for update of d) "
+    "with locked as (select d.document_id from rag.documents d where d.tenant_id = :tenant and d.document_id = "
+    "(select v.document_id from rag.versions v where v.tenant_id = :tenant and v.version_id = :version) for update) "
     f"select {HOLD} from locked"
 )
 
@@ -45,8 +47,10 @@ _STANDING = text(
     "exists (select from rag.versions o where o.tenant_id = :tenant and o.document_id = d.document_id "
     "and (o.version_id <> :version or o.rejected_at is not null)) as others, "
     f"{_INCOMPLETE} as incomplete "
-    "from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id "
-    "left join rag.versions c on c.tenant_id = d.tenant_id and c.version_id = d.current_version_id "
+    "from rag.versions v cross join lateral (select * from rag.documents d where d.tenant_id = :tenant "
+    "and d.document_id = v.document_id offset 0) d "
+    "left join lateral (select c.source_version from rag.versions c where c.tenant_id = :tenant "
+    "and c.version_id = d.current_version_id offset 0) c on true "
     "where v.tenant_id = :tenant and v.version_id = :version"
 )
 
