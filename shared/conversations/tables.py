@@ -87,6 +87,7 @@ runs = Table(
     CheckConstraint(f"state in {RUN_STATES}", name="runs_state_check"),
     CheckConstraint("waiting_for in ('approval', 'budget', 'price', 'provider')", name="runs_waiting_check"),
     Index("runs_conversation_idx", "tenant_id", "conversation_id", "created_at"),
+    Index("runs_member_idx", "tenant_id", "member_id", "created_at"),
     Index("runs_open_idx", "created_at", postgresql_where=text("state in ('queued', 'running')")),
     Index("runs_waiting_idx", "waiting_until", postgresql_where=text("state = 'waiting'")),
     schema="core",

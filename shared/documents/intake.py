@@ -219,9 +219,11 @@ def skip_unchanged(session: Session, reception: Reception, content_hash: str, tr
         raise rolled_back()
     same = session.execute(
         text(
-            "select v.chunks, v.version_id from rag.documents d join rag.versions v "
-            "on v.tenant_id = d.tenant_id and v.version_id = d.current_version_id "
-            "where d.tenant_id = :tenant and d.document_id = :document and v.content_hash = :hash for update of d"
+            # "offset 0": by key, see completion.
+            "select v.chunks, v.version_id from rag.documents d cross join lateral (select v.chunks, v.version_id "
+            "from rag.versions v where v.tenant_id = :tenant and v.version_id = d.current_version_id "
+            "and v.content_hash = :hash offset 0) v "
+            "where d.tenant_id = :tenant and d.document_id = :document for update of d"
         ),
         {"tenant": reception.tenant_id, "document": reception.document_id, "hash": content_hash},
     ).first()
