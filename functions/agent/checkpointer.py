@@ -38,6 +38,17 @@ _PUT = text(
     "do update set kind = excluded.kind, checkpoint = excluded.checkpoint, metadata = excluded.metadata"
 )
 
+# LangGraph saves the writes of a task beside the checkpoint that follows: where only the last one stays, late ones
+# belong to a checkpoint that is gone.
+_WRITE = (
+    "insert into core.checkpoint_writes (tenant_id, thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, "
+    "position, channel, kind, value) select cast(:tenant as uuid), cast(:thread as text), cast(:ns as text), "
+    "cast(:id as text), cast(:task as text), cast(:path as text), cast(:position as integer), cast(:channel as text), "
+    "cast(:kind as text), cast(:value as bytea) where cast(:alone as boolean) or exists (select from core.checkpoints "
+    "where tenant_id = cast(:tenant as uuid) and thread_id = :thread and checkpoint_ns = :ns and checkpoint_id = :id) "
+    "on conflict (tenant_id, thread_id, checkpoint_ns, checkpoint_id, task_id, position) "
+)
+
 FIRST_TASK = 1
 """LangGraph counts from -1: the input as it came, 0: the input in its channels, 1: what the first node did."""
 
@@ -218,18 +229,10 @@ class Checkpointer(BaseCheckpointSaver[int]):
         self._stored.setdefault(key, Stored()).written = True
         conflict = "do update set channel = excluded.channel, kind = excluded.kind, value = excluded.value"
         with self._transaction() as session:
-            # LangGraph saves writes beside the checkpoint that follows: late ones belong to one that is gone.
-            if self._keep is not None and not self._is_stored(session, *key, place["checkpoint_id"]):
-                return
             for position, (channel, value) in enumerate(writes):
                 kind, blob = self.serde.dumps_typed(value)
                 session.execute(
-                    text(
-                        "insert into core.checkpoint_writes (tenant_id, thread_id, checkpoint_ns, checkpoint_id, "
-                        "task_id, task_path, position, channel, kind, value) values (:tenant, :thread, :ns, :id, "
-                        ":task, :path, :position, :channel, :kind, :value) on conflict (tenant_id, thread_id, "
-                        "checkpoint_ns, checkpoint_id, task_id, position) " + (conflict if replace else "do nothing")
-                    ),
+                    text(_WRITE + (conflict if replace else "do nothing")),
                     {
                         "tenant": self._tenant_id,
                         "thread": place["thread_id"],
@@ -241,18 +244,9 @@ class Checkpointer(BaseCheckpointSaver[int]):
                         "channel": channel,
                         "kind": kind,
                         "value": blob,
+                        "alone": self._keep is None,
                     },
                 )
-
-    def _is_stored(self, session: Session, thread: str, ns: str, checkpoint_id: str) -> bool:
-        found = session.execute(
-            text(
-                "select 1 from core.checkpoints where tenant_id = :tenant and thread_id = :thread "
-                "and checkpoint_ns = :ns and checkpoint_id = :id"
-            ),
-            {"tenant": self._tenant_id, "thread": thread, "ns": ns, "id": checkpoint_id},
-        )
-        return found.first() is not None
 
     def delete_thread(self, thread_id: str) -> None:
         """Forget a thread."""
