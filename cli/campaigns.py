@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import text
 
-from cli.context import acting_as, actor, amount, chosen_tenant, tenant_option
+from cli.context import acting_as, actor, amount, chosen_tenant, payer_for, tenant_option
 from shared.database import operator_session, tenant_session
 from shared.documents.storing import Batch
 from shared.retrieval import campaigns as steps
 from shared.retrieval import comparing, estimating, filling, golden, mending, switching
 from shared.retrieval.campaigns import Campaign
-from shared.retrieval.paying import Payer
 from shared.retrieval.spaces import Space, space_by_name
 from shared.services import services
 from shared.settings import get_settings
@@ -191,7 +190,7 @@ def cancel(tenant: str) -> None:
 def compare(tenant: str, questions: int, judged: Path | None, email: str) -> None:
     """Ask the tenant's latest questions, and a golden set, in both spaces; 95 % intervals."""
     chosen, models = chosen_tenant(tenant), services().models
-    payer = Payer(chosen.tenant_id, services().settings.noesis_stage, services().clock.now())
+    payer = payer_for(chosen.tenant_id)
     with operator_session() as session:
         campaign = steps.latest(session, chosen.tenant_id)
         done = filling.progress(session, campaign.filling)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import getpass
 from decimal import Decimal, InvalidOperation
+from uuid import UUID
 
 import click
 from rich.console import Console
 
 from shared.database import operator_session
 from shared.errors import PermanentError
+from shared.retrieval.paying import Payer
+from shared.services import services
 from shared.tenants.directory import Principal, Tenant, find_tenant, list_tenants, memberships
 
 tenant_option = click.option("--tenant", "-t", default="", help="Slug or id of the tenant; not needed if there is one.")
@@ -40,6 +43,11 @@ def acting_as(tenant: Tenant, email: str) -> Principal:
 def actor() -> str:
     """Who acts, for the audit record."""
     return f"operator:{getpass.getuser()}"
+
+
+def payer_for(tenant_id: UUID) -> Payer:
+    """The tenant pays for what a command asks of models, now."""
+    return Payer(tenant_id, services().settings.noesis_stage, services().clock.now())
 
 
 def table_console() -> Console:

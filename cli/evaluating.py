@@ -15,14 +15,14 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.context import acting_as, chosen_tenant, payer_for, tenant_option
 from shared.conversations.feedback import golden_questions
 from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError
 from shared.retrieval import evidence, golden, judging
 from shared.retrieval.evaluation import MEASURES, Outcome, Reranking, compare, evaluate
 from shared.retrieval.passages import Passage
-from shared.retrieval.paying import Payer, question_vectors
+from shared.retrieval.paying import question_vectors
 from shared.retrieval.ranking import DEFAULT, Tuning
 from shared.retrieval.reranking import BUNDLED, paid, reordered
 from shared.retrieval.spaces import Space, active_space, space_by_name
@@ -213,15 +213,14 @@ def _outcome(
     tuning: Tuning,
     rerank_model: str = "",
 ) -> Outcome:
-    payer = Payer(principal.tenant_id, services().settings.noesis_stage, services().clock.now())
-    embed = partial(question_vectors, services().models, payer, space)
+    embed = partial(question_vectors, services().models, payer_for(principal.tenant_id), space)
     reranking = _reranking(principal, space, rerank_model) if rerank_model else None
     return evaluate(principal, space, questions, embed, name=name, tuning=tuning, reranking=reranking)
 
 
 def _reranking(principal: Principal, space: Space, model: str) -> Reranking:
     settings, models = services().settings, services().models
-    payer = Payer(principal.tenant_id, settings.noesis_stage, services().clock.now())
+    payer = payer_for(principal.tenant_id)
 
     def reorder(question: str, passages: Sequence[Passage]) -> list[Passage]:
         return reordered(models, model, space, question, passages, partial(paid, models, payer))

@@ -10,12 +10,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.context import acting_as, chosen_tenant, payer_for, tenant_option
 from shared.database import tenant_session
 from shared.errors import PermanentError
 from shared.retrieval.explaining import Explanation, explain
 from shared.retrieval.passages import Passage
-from shared.retrieval.paying import Payer, question_vectors
+from shared.retrieval.paying import question_vectors
 from shared.retrieval.questions import Filters, checked_question
 from shared.retrieval.retrieving import Asker, Retrieved, Wanted, retrieve
 from shared.retrieval.spaces import Space
@@ -100,8 +100,7 @@ def _pair(given: str) -> tuple[str, str]:
 
 def _explanation(principal: Principal, space: Space, question: str, top: int, filters: Filters) -> Explanation:
     asked = checked_question(question)
-    payer = Payer(principal.tenant_id, services().settings.noesis_stage, services().clock.now())
-    vector = question_vectors(services().models, payer, space, [asked])[0]
+    vector = question_vectors(services().models, payer_for(principal.tenant_id), space, [asked])[0]
     with tenant_session(principal.tenant_id) as session:
         return explain(
             session, principal.tenant_id, principal.member_id, space, asked, vector, top_k=top, filters=filters

@@ -53,10 +53,10 @@ def lighten(session: Session, command: EmbedChunks, chunk_ids: Sequence[UUID]) -
     halve(session, command, chunk_ids)
     session.execute(
         text(
-            "update rag.campaigns set batch = :half where tenant_id = :tenant and target_space_id = :space "
-            "and state in ('filling', 'ready') and coalesce(batch, :half) >= :half"
+            "update rag.campaigns set batch = least(batch, :half) "
+            "where tenant_id = :tenant and target_space_id = :space and state in ('filling', 'ready')"
         ),
-        {"tenant": command.tenant_id, "space": command.space_id, "half": max(1, len(chunk_ids) // 2)},
+        {"tenant": command.tenant_id, "space": command.space_id, "half": len(chunk_ids) // 2},
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -72,14 +73,8 @@ def question_vectors(models: Models, payer: Payer, space: Space, questions: Sequ
     vectors: list[list[float]] = []
     for start in range(0, len(questions), QUESTIONS_AT_ONCE):
         asked = [space.as_query(question) for question in questions[start : start + QUESTIONS_AT_ONCE]]
-        vectors += pay(
-            payer,
-            space.model,
-            asked,
-            lambda asked=asked: models.embed_counted(  # type: ignore[misc]
-                asked, model=space.model, dimension=space.dimension, input_type="query"
-            ),
-        ).vectors
+        ask = partial(models.embed_counted, asked, model=space.model, dimension=space.dimension, input_type="query")
+        vectors += pay(payer, space.model, asked, ask).vectors
     return vectors
 
 

@@ -58,6 +58,15 @@ class Pump:
                 return message
         return None
 
+    def repeat_postponed(self) -> None:
+        """Handle what was postponed once more."""
+        again, self.postponed = self.postponed, []
+        for command in again:
+            try:
+                embed_chunks(command, self.services)
+            except Postponed:
+                self.postponed.append(command)
+
     def run(self) -> int:
         """Handle everything; returns how many commands that were."""
         count = 0

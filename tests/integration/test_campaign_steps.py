@@ -19,10 +19,9 @@ from sqlalchemy import Connection, text
 
 from cli.campaigns import campaigns as command
 from cli.spaces import spaces as spaces_command
-from functions.embed.embedding import embed_chunks
 from shared.database import operator_session, tenant_session
 from shared.embeddings import Embedded, UnusableVectors
-from shared.errors import PermanentError, Postponed, TooSlow
+from shared.errors import PermanentError, TooSlow
 from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.money.prices import set_price
 from shared.retrieval import campaigns, comparing, estimating, indexes, switching, tending
@@ -273,12 +272,7 @@ def test_a_campaign_learns_how_much_a_slow_model_manages(
     for _ in range(20):
         pump.run()
         clock.advance(timedelta(hours=1))
-        again, pump.postponed = pump.postponed, []
-        for batch in again:
-            try:
-                embed_chunks(batch, working)
-            except Postponed:
-                pump.postponed.append(batch)
+        pump.repeat_postponed()
         if not pump.waiting() and not pump.postponed:
             break
     job(working)

@@ -389,12 +389,7 @@ def test_a_new_model_that_is_away_pauses_its_campaign_and_nothing_else(
     assert len(pump.postponed) == 2
     for _ in range(4):
         clock.advance(timedelta(minutes=20))
-        again, pump.postponed = pump.postponed, []
-        for command in again:
-            try:
-                embed_chunks(command, working)
-            except Postponed:
-                pump.postponed.append(command)
+        pump.repeat_postponed()
     campaign = state(tenant)
     assert (campaign.state, campaign.reason) == ("paused", "model-unavailable")
     away.away = False
