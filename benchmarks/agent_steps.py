@@ -13,6 +13,8 @@ through (LangGraph makes two checkpoints more, of the input alone: PostgresSaver
 wait and once with commits that do not, and like is divided by like. The product itself does not wait (ADR 0017); that
 beside a PostgresSaver that waits is printed too, and said to be no fair comparison. `bare` is the physical limit: the
 bytes that our step stores as one row, one statement, one commit, by psycopg; nothing that commits every step is faster.
+`nothing stored` is LangGraph with a saver that forgets: it makes every checkpoint and hands it over. No saver of
+LangGraph's that commits every step can cost less than both together, which is printed as the floor.
 
 Rounds take all variants in turn, each round from another one on, so that all meet the same machine; what is told is the
 median, and of the ratios of each round the median and the quartiles: where these lie apart, the machine was busy. CPU
@@ -44,7 +46,7 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import create_engine
 
-from benchmarks.step_replay import replay
+from benchmarks.step_replay import forgetful, replay
 from benchmarks.step_stories import Story, record
 
 ROOT = Path(__file__).parents[1]
@@ -63,10 +65,11 @@ class Variant:
 
 
 NONE, OTHER_NONE = Variant("none"), Variant("PostgresSaver's none")
+FORGETFUL = Variant("nothing stored")
 OURS = {waits: Variant("ours", waits) for waits in ("on", "off")}
 THEIRS = {waits: Variant("PostgresSaver", waits) for waits in ("on", "off")}
 BARE = {waits: Variant("bare", waits) for waits in ("on", "off")}
-VARIANTS = [NONE, OTHER_NONE, *OURS.values(), *THEIRS.values(), *BARE.values()]
+VARIANTS = [NONE, OTHER_NONE, FORGETFUL, *OURS.values(), *THEIRS.values(), *BARE.values()]
 
 
 @dataclass
@@ -231,6 +234,8 @@ def ready(
     """A run of the story, so far prepared that nothing but its steps is counted."""
     if variant == NONE:
         return partial(replay, story, None, "none")
+    if variant == FORGETFUL:
+        return partial(replay, story, forgetful(), "forgotten")
     return ours(tenant, variant, story) if variant.who == "ours" else partial(other, variant, story)
 
 
@@ -256,7 +261,7 @@ def measured(server: Any, tenant: Any, stories: list[Story], rounds: int) -> dic
 
 def step_costs(rounds: Rounds, variant: Variant, steps: int) -> list[dict[str, float]]:
     """What a step of the variant cost in each round: without LangGraph's own time; ms, commits, KiB."""
-    base = {"ours": NONE, "PostgresSaver": OTHER_NONE}.get(variant.who)
+    base = {"ours": NONE, "PostgresSaver": OTHER_NONE, FORGETFUL.who: NONE}.get(variant.who)
     # The median of the runs without a saver: one of them that met a busy machine would make the others cheap.
     idle = {k: statistics.median(one[k] for one in rounds[base]) if base else 0.0 for k in ("seconds", "cpu")}
     costs = []
@@ -277,10 +282,10 @@ def show(rounds: Rounds, steps: int) -> None:
     """One line a variant, then the ratios."""
     head = ("ms", "CPU ms: client", "server", "commits", "KiB of log")
     print(f"  {'':28}" + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in head))
-    costs = {v: step_costs(rounds, v, steps) for v in VARIANTS if v.waits}
+    costs = {v: step_costs(rounds, v, steps) for v in VARIANTS if v.waits or v == FORGETFUL}
     for variant, values in costs.items():
         middle = {key: statistics.median(one[key] for one in values) for key in values[0]}
-        name = f"{variant.who}, {'waits' if variant.waits == 'on' else 'does not wait'}"
+        name = variant.who + {"on": ", waits", "off": ", does not wait", "": ""}[variant.waits]
         print(f"  {name:28}{middle['ms']:9.2f}{middle['client']:16.2f}{middle['server']:9.2f}", end="")
         print(f"{middle['commits']:9.2f}{middle['kib']:12.1f}")
     pairs = [
@@ -288,17 +293,17 @@ def show(rounds: Rounds, steps: int) -> None:
         ("neither waits", OURS["off"], THEIRS["off"]),
         ("ours does not wait, PostgresSaver does: not like for like", OURS["off"], THEIRS["on"]),
         ("ours to the bare insert, both wait", OURS["on"], BARE["on"]),
-        (
-            "the bare insert to PostgresSaver, both wait: the floor of a saver that commits a step",
-            BARE["on"],
-            THEIRS["on"],
-        ),
     ]
     for name, one, other in pairs:
         ratios = [a["ms"] / b["ms"] for a, b in zip(costs[one], costs[other], strict=True)]
         low, middle_ratio, high = statistics.quantiles(ratios, n=4)
         cpu = [statistics.median(c["client"] + c["server"] for c in costs[v]) for v in (one, other)]
         print(f"  {middle_ratio:.2f} ({low:.2f} to {high:.2f}, CPU {cpu[0] / cpu[1]:.2f}) {name}")
+    for waits, name in (("on", "both wait"), ("off", "neither waits")):
+        rounds_of = zip(costs[FORGETFUL], costs[BARE[waits]], costs[THEIRS[waits]], strict=True)
+        floors = [(made["ms"] + bare["ms"]) / other["ms"] for made, bare, other in rounds_of]
+        low, middle_ratio, high = statistics.quantiles(floors, n=4)
+        print(f"  {middle_ratio:.2f} ({low:.2f} to {high:.2f}) the floor, {name}: nothing stored and the bare insert")
 
 
 def measure(server: Any, rounds: int) -> None:

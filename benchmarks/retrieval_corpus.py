@@ -98,9 +98,7 @@ def _load(
         for ordinal, number in enumerate(numbers):
             chunk_id = uuid5(version_id, str(ordinal))
             chunks.append(_chunk(tenant, chunk_id, version_id, document_id, ordinal, pieces[number]))
-            embeddings.append(
-                (tenant, space.space_id, chunk_id, "[" + ",".join(f"{x:.7g}" for x in vectors[number]) + "]")
-            )
+            embeddings.append((tenant, space.space_id, chunk_id, list(vectors[number])))
     with tenant_session(tenant) as session:
         copy_rows(session, "rag.documents", _DOCUMENTS, documents)
         copy_rows(session, "rag.versions", _VERSIONS, versions)

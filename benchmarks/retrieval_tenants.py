@@ -24,7 +24,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
 from benchmarks.retrieval_corpus import database, new_tenant
-from shared.database import copy_binary_rows, copy_rows, operator_session, tenant_session, vector_bytes
+from shared.database import copy_rows, operator_session, tenant_session
 from shared.retrieval import indexes, statistics
 from shared.retrieval.planning import pin_plans
 from shared.retrieval.questions import Filters
@@ -142,8 +142,8 @@ def _write(
     copy_rows(session, "rag.versions", _VERSIONS, versions)
     copy_rows(session, "rag.chunks", _CHUNKS, chunks)
     copy_rows(session, "rag.chunk_terms", _TERMS, indexed)
-    rows = ((tenant, space.space_id, made[n - part.start], vector_bytes(vectors[n].tolist())) for n in part)
-    copy_binary_rows(session, "rag.embeddings", ("tenant_id", "space_id", "chunk_id", "embedding"), rows)
+    rows = ((tenant, space.space_id, made[n - part.start], vectors[n].tolist()) for n in part)
+    copy_rows(session, "rag.embeddings", ("tenant_id", "space_id", "chunk_id", "embedding"), rows)
     return made
 
 

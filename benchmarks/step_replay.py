@@ -48,6 +48,25 @@ def replay(story: Any, saver: Any, thread: str, told: Callable[[str], None] = la
     return {"seconds": time.perf_counter() - begun, "cpu": time.process_time() - used}
 
 
+def forgetful() -> Any:
+    """A saver that stores nothing: what LangGraph itself spends on making checkpoints and handing them over."""
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+    class Forgetful(BaseCheckpointSaver[int]):
+        def get_tuple(self, config: Any) -> None:
+            """Nothing was stored."""
+
+        def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+            """Name the checkpoint, as every saver has to."""
+            place = {"checkpoint_ns": "", **config["configurable"], "checkpoint_id": checkpoint["id"]}
+            return {"configurable": place}
+
+        def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
+            """Store nothing."""
+
+    return Forgetful()
+
+
 def _bare(connection: Any, bodies: list[bytes]) -> dict[str, float]:
     """The floor: each step's bytes as one row, one statement, one commit."""
     begun, used = time.perf_counter(), time.process_time()

@@ -43,7 +43,8 @@ def plan(space: str, tenant: str, budget: str | None, history: bool) -> None:
         target = space_by_name(session, space)
         source = steps.check_target(session, chosen.tenant_id, target)
         load = estimating.load_of(session, chosen.tenant_id, source, target, history=history)
-    rate = estimating.try_model(services().models, target, load.mean_tokens)
+        estimating.price_or_refuse(session, target, settings.noesis_stage, datetime.now(UTC))
+    rate = estimating.try_model(services().models, target, load.mean_tokens, payer_for(chosen.tenant_id))
     with operator_session() as session:
         found = estimating.estimate(session, load, target, rate, settings.noesis_stage, datetime.now(UTC))
         steps.plan(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
@@ -17,6 +16,15 @@ from sqlalchemy.orm import Session
 MADE = "incoming tables"
 """Where a connection notes the temporary tables it has; `forget_made` when a transaction that may have made one ends
 without a commit."""
+
+TYPES = "types of columns"
+"""Where a connection notes the types of the columns that it has copied."""
+
+_HEADER, _NULL, _END = b"PGCOPY\n\xff\r\n\0" + bytes(8), struct.pack(">i", -1), struct.pack(">h", -1)
+"""Of COPY's binary format (https://www.postgresql.org/docs/16/sql-copy.html, "Binary Format")."""
+
+_MOST_IN_A_PAGE, _ROW_OVERHEAD, _VALUE_OVERHEAD = 8_160, 40, 12
+"""Bytes: MaxHeapTupleSize of pages of 8 KiB, a row's header with its nulls, a value's length and alignment."""
 
 
 def forget_made(connection: Connection, *_savepoint: object) -> None:
@@ -28,63 +36,94 @@ def forget_made(connection: Connection, *_savepoint: object) -> None:
         connection.info.pop(MADE, None)
 
 
-def copy_rows(session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+def copy_rows(
+    session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, only: str = ""
+) -> int:
     """Bulk insert by COPY; returns the number of new rows. Rows that already exist are left alone.
 
     COPY into a table with row-level security is refused for a non-owner, so the rows go to a temporary table first
     (FACTS: 16k rows/s against 0.3-0.8k/s by INSERT). The buffer is complete before the first byte is sent: a
-    generator that fails half-way would kill the connection. `table` and `columns` are code, never input.
+    generator that fails half-way would kill the connection. `table`, `columns` and `only` (the condition under which a
+    row, which it calls `incoming`, is kept) are code and ids, never input. Raises TypeError for a column of a type
+    that nobody has copied yet (`_FORMS`).
     """
-    buffer = io.BytesIO()
-    for row in rows:
-        buffer.write("\t".join(map(_copy_text, row)).encode() + b"\n")
-    return _copy(session, table, columns, buffer, "") if buffer.tell() else 0
-
-
-def copy_binary_rows(
-    session: Session, table: str, columns: Sequence[str], rows: Iterable[Sequence[UUID | bytes]], *, only: str = ""
-) -> int:
-    """As `copy_rows`, for rows of ids and of values that are in PostgreSQL's binary form already (`vector_bytes`).
-
-    `only`: the condition under which a row, which it calls `incoming`, is kept; code and ids, never input.
-    """
-    buffer = io.BytesIO()
-    head = struct.pack(">h", len(columns))
-    for row in rows:
-        buffer.write(head)
-        for value in row:
-            packed = value.bytes if isinstance(value, UUID) else value
-            buffer.write(struct.pack(">i", len(packed)) + packed)
-    if not buffer.tell():
-        return 0
-    whole = io.BytesIO(b"PGCOPY\n\xff\r\n\0" + bytes(8) + buffer.getvalue() + struct.pack(">h", -1))
-    return _copy(session, table, columns, whole, "(format binary)", only)
-
-
-def _copy(
-    session: Session, table: str, columns: Sequence[str], buffer: io.BytesIO, options: str, only: str = ""
-) -> int:
-    buffer.seek(0)
-    names = ", ".join(columns)
     connection = session.connection()
-    # Made once for a connection, emptied by every commit: making it anew costs more than a small batch.
-    incoming = f"incoming_{table.replace('.', '_')}"
+    types = _types(connection, table, columns)
+    head = struct.pack(">h", len(columns))
+    forms = [_FORMS[kind] for kind in types]
+    # Elements of a text[] are aligned in a row, which may take half as much again.
+    weights = [2 if kind == "text[]" else 1 for kind in types]
+    parts, largest = [_HEADER], 0
+    for row in rows:
+        parts.append(head)
+        size = _ROW_OVERHEAD + _VALUE_OVERHEAD * len(columns)
+        for form, weight, value in zip(forms, weights, row, strict=True):
+            if value is None:
+                parts.append(_NULL)
+                continue
+            packed = form(value)
+            parts += (_INTEGER(len(packed)), packed)
+            size += len(packed) * weight
+        largest = max(largest, size)
+    if len(parts) == 1:
+        return 0
+    parts.append(_END)
+    incoming = _incoming(session, connection, table, columns, types, wide=largest > _MOST_IN_A_PAGE)
+    return _copy(connection, incoming, table, columns, io.BytesIO(b"".join(parts)), only)
+
+
+def _types(connection: Connection, table: str, columns: Sequence[str]) -> list[str]:
+    """The types of the columns, asked once for a connection."""
+    known = connection.info.setdefault(TYPES, {})
+    if (table, columns) not in known:
+        rows = connection.exec_driver_sql(
+            "select attname, format_type(atttypid, null) as kind from pg_attribute "
+            f"where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
+        )
+        by_name = {row.attname: row.kind for row in rows}
+        types = [by_name[column] for column in columns]
+        if unknown := sorted(set(types) - set(_FORMS)):
+            raise TypeError(f"no COPY form for {', '.join(unknown)} in {table}")
+        known[table, columns] = types
+    found: list[str] = known[table, columns]
+    return found
+
+
+def _incoming(
+    session: Session, connection: Connection, table: str, columns: Sequence[str], types: Sequence[str], *, wide: bool
+) -> str:
+    """The temporary table for rows of a table, made once for a connection and emptied by every commit.
+
+    Two of them: where a page takes any row whole (`storage plain`) there is no TOAST table, whose index is built anew
+    at every commit that empties it (2 ms on a busy machine); the other is for wide rows.
+    """
+    incoming = f"incoming_{table.replace('.', '_')}{'_wide' if wide else ''}"
     made = connection.info.setdefault(MADE, set())
     if incoming not in made:
+        # JSON as it is sent: a jsonb may be several times larger.
+        kinds = ("json" if kind == "jsonb" else kind for kind in types)
+        storage = "" if wide else " storage plain"
+        described = ", ".join(f"{name} {kind}{storage}" for name, kind in zip(columns, kinds, strict=True))
         connection.exec_driver_sql(
-            f"create temporary table if not exists {incoming} on commit delete rows "
-            f"as select {names} from {table} with no data"
+            f"create temporary table if not exists {incoming} ({described}) on commit delete rows"
         )
         made.add(incoming)
     transaction = session.get_transaction()
     if session.info.get(incoming) is transaction:
         connection.exec_driver_sql(f"delete from pg_temp.{incoming}")  # of an earlier call in this transaction
     session.info[incoming] = transaction
+    return incoming
+
+
+def _copy(
+    connection: Connection, incoming: str, table: str, columns: Sequence[str], buffer: io.BytesIO, only: str
+) -> int:
+    names = ", ".join(columns)
     driver = connection.connection.driver_connection
     assert driver is not None
     cursor = driver.cursor()
     try:
-        cursor.execute(f"copy pg_temp.{incoming} ({names}) from stdin {options}", stream=buffer)
+        cursor.execute(f"copy pg_temp.{incoming} ({names}) from stdin (format binary)", stream=buffer)
     except driver.Error as error:
         raise DBAPIError("copy", None, error) from error
     finally:
@@ -97,39 +136,54 @@ def _copy(
     return count
 
 
-def _escaped(value: str) -> str:
-    """Four searches for rare letters: str.translate() looks up every letter, which takes five times as long."""
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+_INTEGER = struct.Struct(">i").pack
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps() makes an encoder for each value
 
 
-def _copy_text(value: Any) -> str:
-    """One value in COPY's text format (https://www.postgresql.org/docs/16/sql-copy.html)."""
-    if value is None:
-        return "\\N"
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if isinstance(value, int | float | UUID):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, dict):
-        return _escaped(json.dumps(value, ensure_ascii=False))
-    if isinstance(value, list | tuple):
-        return _escaped(array_literal(value))
-    if isinstance(value, str):
-        return _escaped(value)
-    raise TypeError(f"no COPY form for {type(value).__name__}")
+def _json(value: Any) -> bytes:
+    return _to_json(value).encode()
+
+
+def _array(type_oid: int, items: Sequence[bytes]) -> bytes:
+    """array_send: dimensions, whether there are nulls, type of the items, their number, first index, items."""
+    if not items:
+        return struct.pack(">iii", 0, 0, type_oid)
+    head = struct.pack(">iiiii", 1, 0, type_oid, len(items), 1)
+    return head + b"".join(_INTEGER(len(item)) + item for item in items)
+
+
+def _texts(items: Sequence[str]) -> bytes:
+    return _array(25, [item.encode() for item in items])
+
+
+def _integers(items: Sequence[int]) -> bytes:
+    return _array(23, [_INTEGER(item) for item in items])
+
+
+def _vector(numbers: Sequence[float]) -> bytes:
+    """vector_send of pgvector: dimension, 0, then 32-bit numbers."""
+    return struct.pack(f">hh{len(numbers)}f", len(numbers), 0, *numbers)
+
+
+_FORMS: dict[str, Callable[[Any], bytes]] = {
+    "uuid": attrgetter("bytes"),
+    "text": str.encode,
+    "boolean": struct.Struct(">?").pack,
+    "integer": _INTEGER,
+    "bigint": struct.Struct(">q").pack,
+    "jsonb": _json,
+    "text[]": _texts,
+    "integer[]": _integers,
+    "vector": _vector,
+}
+"""A value of a column of that type as PostgreSQL sends it itself (xxx_send in src/backend/utils/adt); a jsonb goes as
+the json that it is made from."""
 
 
 def array_literal(items: Iterable[object]) -> str:
     """A PostgreSQL array literal of texts, for a `::text[]` or `::uuid[]` parameter."""
     quoted = ('"' + str(item).replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items)
     return "{" + ",".join(quoted) + "}"
-
-
-def vector_bytes(vector: Sequence[float]) -> bytes:
-    """A vector in pgvector's binary form (vector_send: dimension, 0, then 32-bit numbers), for `copy_binary_rows`."""
-    return struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)
 
 
 def vector_literal(vector: Iterable[float]) -> str:

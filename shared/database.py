@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from shared import tracing
-from shared.copying import array_literal, copy_binary_rows, copy_rows, forget_made, vector_bytes, vector_literal
+from shared.copying import array_literal, copy_rows, forget_made, vector_literal
 from shared.driver import PARSED_ONCE, dollars, in_one_trip, ping, remember_conversions
 from shared.errors import NoesisError, SettingsError
 from shared.settings import get_settings
@@ -331,7 +331,6 @@ __all__ = [
     "application_engine",
     "array_literal",
     "call_alone",
-    "copy_binary_rows",
     "copy_rows",
     "forget_engines",
     "is_shared_failure",
@@ -345,7 +344,6 @@ __all__ = [
     "run_alone",
     "sqlstate",
     "tenant_session",
-    "vector_bytes",
     "vector_literal",
     "write_one",
 ]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import copy_rows, write_one
+from shared.database import LostWrite, copy_rows, often
 from shared.documents.completion import finish_version
 from shared.documents.intake import Reception
 from shared.errors import Superseded
-from shared.events import (
-    EmbedChunks,
-)
+from shared.events import EmbedChunks
 from shared.messaging import publish
-from shared.retrieval.spaces import hold_spaces, live_spaces
+from shared.retrieval.spaces import HOLD, live_spaces, lock_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,24 @@ class Content:
     attachments: Sequence[StoredAttachment] = ()
 
 
+# The document is locked first, then the version, then the spaces: each CTE takes its rows from the one before. Other
+# versions are looked for at the same time, before a lock was waited for; one that came meanwhile costs nothing, for
+# embed asks again before it pays (`vectors.borrow_vectors`).
+_TAKE = often(
+    "with document as (update rag.documents set updated_at = now(), "
+    "title = coalesce(nullif(:title, ''), nullif((select v.file_name from rag.versions v "
+    "where v.tenant_id = :tenant and v.version_id = :version), ''), external_id), "
+    "state = case when current_version_id is null then 'ingested' else state end "
+    "where tenant_id = :tenant and document_id = :document returning 1), "
+    "taken as (update rag.versions v set state = 'ingested', content_hash = :hash, blob_uri = :uri, bytes = :size, "
+    "media_type = :media_type, language = :language, chunks = :chunks, updated_at = now() from document "
+    "where v.tenant_id = :tenant and v.version_id = :version and v.state = 'received' returning 1) "
+    "select exists (select from document) as found, exists (select from taken) as taken, "
+    f"(select {HOLD} from taken) as held, exists (select from rag.versions o where o.tenant_id = :tenant "
+    "and o.document_id = :document and o.version_id <> :version) as others"
+)
+
+
 def store(session: Session, reception: Reception, content: Content, traceparent: str, batch: Batch) -> None:
     """Store the chunks of a received version and ask for its embeddings, all in one transaction.
 
@@ -65,17 +83,12 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
     Raises Superseded when the version was withdrawn, failed or stored by somebody else meanwhile.
     """
     ids = {"tenant": reception.tenant_id, "document": reception.document_id, "version": reception.version_id}
-    session.execute(
-        text("select 1 from rag.documents where tenant_id = :tenant and document_id = :document for update"), ids
-    )
-    taken = session.execute(
-        text(
-            "update rag.versions set state = 'ingested', content_hash = :hash, blob_uri = :uri, bytes = :size, "
-            "media_type = :media_type, language = :language, chunks = :chunks, updated_at = now() "
-            "where tenant_id = :tenant and version_id = :version and state = 'received'"
-        ),
+    written = session.execute(
+        _TAKE,
         ids
+        | lock_name(reception.tenant_id)
         | {
+            "title": content.title[:512],
             "hash": content.content_hash,
             "uri": content.blob_uri,
             "size": content.size,
@@ -83,25 +96,27 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
             "language": content.language,
             "chunks": len(content.chunks),
         },
-    ).rowcount  # type: ignore[attr-defined]
-    if taken == 0:
+    ).one()
+    if not written.found:
+        raise LostWrite("storing a version hit no document")
+    if not written.taken:
         raise Superseded("this version is no longer waiting for its chunks")
-    write_one(
-        session,
-        "update rag.documents set updated_at = now(), "
-        "title = coalesce(nullif(:title, ''), nullif((select v.file_name from rag.versions v "
-        "where v.tenant_id = :tenant and v.version_id = :version), ''), external_id), "
-        "state = case when current_version_id is null then 'ingested' else state end "
-        "where tenant_id = :tenant and document_id = :document",
-        ids | {"title": content.title[:512]},
-    )
-    rows = [_chunk_row(reception, ordinal, chunk) for ordinal, chunk in enumerate(content.chunks)]
+    chunk_ids = [uuid5(reception.version_id, f"chunk:{ordinal}") for ordinal in range(len(content.chunks))]
+    rows = map(partial(_chunk_row, reception), chunk_ids, count(), content.chunks)
     copy_rows(session, "rag.chunks", CHUNK_COLUMNS, rows)
-    hold_spaces(session, reception.tenant_id)
-    _reuse_vectors(session, reception)
-    for command in _embed_commands(session, reception, traceparent, batch):
-        publish(session, command)
-    finish_version(session, reception.tenant_id, reception.version_id)
+    tokens = [chunk.tokens for chunk in content.chunks]
+    if written.others:
+        session.execute(REUSE, ids)
+    complete = True
+    for space in live_spaces(session, reception.tenant_id):
+        missing = list(zip(chunk_ids, tokens, strict=True))
+        if written.others:
+            missing = missing_chunks(session, reception.tenant_id, reception.version_id, space.space_id)
+        complete = complete and not missing
+        for command in _embed_commands(reception, traceparent, space.space_id, split(missing, batch)):
+            publish(session, command)
+    if complete:
+        finish_version(session, reception.tenant_id, reception.version_id)
 
 
 CHUNK_COLUMNS = (
@@ -121,10 +136,10 @@ CHUNK_COLUMNS = (
 )
 
 
-def _chunk_row(reception: Reception, ordinal: int, chunk: NewChunk) -> tuple[Any, ...]:
+def _chunk_row(reception: Reception, chunk_id: UUID, ordinal: int, chunk: NewChunk) -> tuple[Any, ...]:
     return (
         reception.tenant_id,
-        uuid5(reception.version_id, f"chunk:{ordinal}"),
+        chunk_id,
         reception.version_id,
         reception.document_id,
         ordinal,
@@ -134,7 +149,7 @@ def _chunk_row(reception: Reception, ordinal: int, chunk: NewChunk) -> tuple[Any
         chunk.end,
         chunk.tokens,
         chunk.language,
-        list(chunk.heading_path),
+        chunk.heading_path,
         chunk.position,
     )
 
@@ -155,12 +170,6 @@ REUSE = text(
 )
 
 
-def _reuse_vectors(session: Session, reception: Reception) -> None:
-    """Copy the vectors of equal chunks of this document's other versions, in every live space."""
-    values = {"tenant": reception.tenant_id, "document": reception.document_id, "version": reception.version_id}
-    session.execute(REUSE, values)
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """How much one embedding request may carry: chunks and tokens."""
@@ -169,23 +178,19 @@ class Batch:
     tokens: int
 
 
-def _embed_commands(session: Session, reception: Reception, traceparent: str, batch: Batch) -> list[EmbedChunks]:
-    commands = []
-    for space in live_spaces(session, reception.tenant_id):
-        missing = missing_chunks(session, reception.tenant_id, reception.version_id, space.space_id)
-        for group in split(missing, batch):
-            commands.append(
-                EmbedChunks(
-                    event_id=uuid5(reception.version_id, f"embed:{space.space_id}:{group[0]}"),
-                    tenant_id=reception.tenant_id,
-                    traceparent=traceparent,
-                    document_id=reception.document_id,
-                    version_id=reception.version_id,
-                    space_id=space.space_id,
-                    chunk_ids=tuple(group),
-                )
-            )
-    return commands
+def _embed_commands(
+    reception: Reception, traceparent: str, space_id: UUID, groups: Sequence[Sequence[UUID]]
+) -> Iterator[EmbedChunks]:
+    for group in groups:
+        yield EmbedChunks(
+            event_id=uuid5(reception.version_id, f"embed:{space_id}:{group[0]}"),
+            tenant_id=reception.tenant_id,
+            traceparent=traceparent,
+            document_id=reception.document_id,
+            version_id=reception.version_id,
+            space_id=space_id,
+            chunk_ids=tuple(group),
+        )
 
 
 def missing_chunks(session: Session, tenant_id: UUID, version_id: UUID, space_id: UUID) -> list[tuple[UUID, int]]:

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import array_literal, copy_binary_rows, vector_bytes
+from shared.database import array_literal, copy_rows
 
 
 def embedding_text(heading_path: Sequence[str], chunk_text: str) -> str:
@@ -110,9 +110,7 @@ def store_vectors(
     Chunks that were purged while the model worked get none, and none does in a space that was given up meanwhile.
     """
     tenant, space = UUID(str(tenant_id)), UUID(str(space_id))
-    rows = (
-        (tenant, space, chunk_id, vector_bytes(vector)) for chunk_id, vector in zip(chunk_ids, vectors, strict=True)
-    )
+    rows = ((tenant, space, chunk_id, vector) for chunk_id, vector in zip(chunk_ids, vectors, strict=True))
     # "offset 0": each of a batch is looked up by its key, whatever is guessed of a table without statistics.
     wanted = (
         f"exists (select from rag.chunks c where c.tenant_id = '{tenant}' and c.chunk_id = incoming.chunk_id offset 0) "
@@ -120,4 +118,4 @@ def store_vectors(
         "and s.state <> 'retired')"
     )
     columns = ("tenant_id", "space_id", "chunk_id", "embedding")
-    return copy_binary_rows(session, "rag.embeddings", columns, rows, only=wanted)
+    return copy_rows(session, "rag.embeddings", columns, rows, only=wanted)

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from shared.errors import PermanentError
 from shared.llm import Models
 from shared.money.prices import cost, price_of
 from shared.retrieval.filling import CARRIED, THERE, WANTED
+from shared.retrieval.paying import Payer, pay
 from shared.retrieval.spaces import Space
 
 SAMPLE = "Die Vertragsparteien vereinbaren eine Frist von drei Monaten. The parties agree on a period of three months. "
@@ -92,19 +94,26 @@ def load_of(session: Session, tenant_id: UUID, source: Space, target: Space, *, 
     return Load(row.chunks, row.history, row.there, int(row.tokens))
 
 
-def try_model(models: Models, space: Space, tokens: int = 100) -> float:
+def try_model(models: Models, space: Space, tokens: int = 100, payer: Payer | None = None) -> float:
     """Ask the proxy for vectors of the space; returns texts a second for texts of so many tokens.
 
+    A space that is tried for a tenant is tried at the tenant's expense (`payer`), within its budgets.
     Raises PermanentError `unknown-model` when the proxy refuses it, `wrong-dimension` when the vectors are not the
-    space's, and what `shared.llm` raises when the proxy is away.
+    space's, OverBudget, and what `shared.llm` raises when the proxy is away.
     """
     sample = SAMPLE * (1 + tokens * CHARACTERS // len(SAMPLE))
     passage = space.as_passage(sample[: max(20, tokens * CHARACTERS)])
+
+    def embed(times: int) -> None:
+        sent = [passage] * times
+        ask = partial(models.embed_counted, sent, model=space.model, dimension=space.dimension, input_type="passage")
+        ask() if payer is None else pay(payer, space.model, sent, ask)
+
     try:
         # The first request loads the model where it is ours: it is not what filling is like.
-        models.embed_counted([passage], model=space.model, dimension=space.dimension, input_type="passage")
+        embed(1)
         began = time.perf_counter()
-        models.embed_counted([passage] * TRIED, model=space.model, dimension=space.dimension, input_type="passage")
+        embed(TRIED)
     except UnusableVectors as error:
         raise PermanentError(
             "wrong-dimension", f"{space.model}: {error.message}", "Make a space with the dimension the model has."
@@ -120,13 +129,19 @@ def try_model(models: Models, space: Space, tokens: int = 100) -> float:
     return TRIED / max(time.perf_counter() - began, 1e-6)
 
 
-def estimate(session: Session, load: Load, target: Space, rate: float, stage: str, now: datetime) -> Estimate:
-    """Put load, price and rate together. Raises PermanentError `no-price` where a model without one may not be used."""
-    price = price_of(session, target.model, now)
+def price_or_refuse(session: Session, space: Space, stage: str, now: datetime) -> Decimal | None:
+    """EUR a million tokens; None: free. Raises PermanentError `no-price` where a model without one may not be used."""
+    price = price_of(session, space.model, now)
     if price is None and stage != "dev":
         raise PermanentError(
-            "no-price", f"{target.model} has no price.", "Enter one: `noesis budgets price MODEL EUR_PER_MILLION`."
+            "no-price", f"{space.model} has no price.", "Enter one: `noesis budgets price MODEL EUR_PER_MILLION`."
         )
+    return price
+
+
+def estimate(session: Session, load: Load, target: Space, rate: float, stage: str, now: datetime) -> Estimate:
+    """Put load, price and rate together; raises like `price_or_refuse`."""
+    price = price_or_refuse(session, target, stage, now)
     return Estimate(
         chunks=load.chunks,
         history=load.history,

@@ -176,7 +176,7 @@ def lock_name(tenant_id: UUID) -> dict[str, str]:
 def live_spaces(session: Session, tenant_id: UUID) -> list[Space]:
     """The spaces that a searchable version must be complete in: active or filling."""
     rows = session.execute(
-        text(
+        often(
             f"select {COLUMNS} from rag.tenant_spaces t join rag.vector_spaces s on s.space_id = t.space_id "
             "where t.tenant_id = :tenant and t.state in ('active', 'filling') order by s.name"
         ),

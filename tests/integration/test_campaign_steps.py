@@ -406,6 +406,16 @@ def noesis(working: Services, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return run
 
 
+def booked(tenant: Principal, model: str) -> list[str]:
+    """The states of the calls of a model that the tenant pays for."""
+    with tenant_session(tenant.tenant_id) as session:
+        rows = session.execute(
+            text("select state from core.ledger where tenant_id = :t and model = :m"),
+            {"t": tenant.tenant_id, "m": model},
+        )
+        return list(rows.scalars())
+
+
 def test_a_person_takes_a_tenant_to_another_space_and_back(
     filled: Principal, pump: Pump, working: Services, noesis: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -418,6 +428,7 @@ def test_a_person_takes_a_tenant_to_another_space_and_back(
     planned = noesis(command, "plan", f"{model}-24", "-t", slug)
     assert "chunks   10 (2 of earlier versions, 0 there already)" in planned
     assert "no evidence floor" in planned
+    assert booked(filled, model) == ["settled", "settled"]  # the tenant's campaign is tried at the tenant's expense
     noesis(command, "start", "-t", slug)
     pump.step()
     noesis(command, "pause", "-t", slug)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +14,7 @@ from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from functions.ingest.ingestion import ingest_document
-from shared.copying import copy_rows
+from shared.copying import array_literal, copy_rows
 from shared.database import application_engine, forget_engines, run_alone, tenant_session
 from shared.documents.vectors import store_vectors
 from shared.fakes import FakeBus
@@ -95,6 +97,77 @@ def test_a_temporary_table_that_was_undone_is_made_again(tenant: Principal, save
             {"t": tenant.tenant_id},
         )
         assert names.scalars().all() == ["copied"]
+
+
+FORMS: dict[str, tuple[Any, ...]] = {
+    "uuid": (UUID(int=0), UUID(int=2**128 - 1)),
+    "text": ("", "\\N", "\\.", "Zeile\r\n\tzwei\\", "日本 \U0001f600", "a" * 100_000),
+    "boolean": (True, False),
+    "integer": (0, -1, 2**31 - 1, -(2**31)),
+    "bigint": (0, -1, 2**63 - 1, -(2**63)),
+    "jsonb": ({}, {"ä": [1, 2.5, None, "\n\\"], "b": {"c": True}}, [0] * 2_000),
+    "text[]": ([], ("",), ("a,b", '"{}"', "\\", "NULL"), ["x"] * 2_000),
+    "integer[]": ([], [0], [-(2**31), 2**31 - 1], list(range(5_000))),
+    "vector": ([0.5], [1.5, -2.25, 1e30], [0.25] * 3_072),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_every_kind_of_value_arrives_as_it_is(tenant: Principal, kind: str) -> None:
+    """In rows that fit into a page and in those that do not, and none: compared with PostgreSQL's own reading."""
+    table = "of_" + kind.replace("[]", "_list")
+    with tenant_session(tenant.tenant_id) as session:
+        session.execute(text(f"create temporary table {table} (number integer, value {kind})"))
+        rows = list(enumerate([*FORMS[kind], None]))
+        columns = ("number", "value")
+        assert copy_rows(session, f"pg_temp.{table}", columns, rows[:1]) == 1
+        assert copy_rows(session, f"pg_temp.{table}", columns, rows[1:]) == len(rows) - 1
+        for number, value in rows:
+            same = session.execute(
+                text(f"select value is not distinct from cast(:value as {kind}) from {table} where number = :number"),
+                {"number": number, "value": literal(kind, value)},
+            ).scalar_one()
+            assert same, f"{value!r:.60}"
+        session.rollback()
+
+
+def literal(kind: str, value: Any) -> str | None:
+    """The value as text that PostgreSQL reads itself."""
+    if value is None or isinstance(value, str):
+        return value
+    if kind.endswith("[]"):
+        return array_literal(value)
+    return str(value) if kind == "uuid" else json.dumps(value)
+
+
+def test_a_row_too_wide_for_a_page_is_stored_whole(tenant: Principal) -> None:
+    """A row that fills a page to the last byte, one over it, and texts of many small pieces, whose alignment counts."""
+    with tenant_session(tenant.tenant_id) as session:
+        session.execute(text("create temporary table wide (pieces text[], value text)"))
+        rows = [
+            (["a"] * number, "b" * (8_200 - 5 * number + extra))
+            for number in (0, 400, 1_600)
+            for extra in range(-99, 99, 9)
+        ]
+        for row in rows:
+            assert copy_rows(session, "pg_temp.wide", ("pieces", "value"), [row]) == 1
+        found = session.execute(text("select cardinality(pieces) as pieces, length(value) as size from wide")).all()
+        assert [tuple(row) for row in found] == [(len(pieces), len(value)) for pieces, value in rows]
+        session.rollback()
+
+
+def test_a_kind_of_value_nobody_copied_yet_is_refused_by_name(tenant: Principal) -> None:
+    """Before anything is sent, so that the connection stays in step."""
+    with tenant_session(tenant.tenant_id) as session:
+        session.execute(text("create temporary table priced (value money, other text)"))
+        with pytest.raises(TypeError, match="money in pg_temp"):
+            copy_rows(session, "pg_temp.priced", ("value", "other"), [(1, "a")])
+        assert copy_rows(session, "pg_temp.priced", ("other",), [("a",)]) == 1
+        with pytest.raises(struct.error):
+            session.execute(text("create temporary table numbered (number integer)"))
+            copy_rows(session, "pg_temp.numbered", ("number",), [(1,), ("no number",)])
+        assert session.execute(text("select other from priced")).scalars().all() == ["a"]
+        session.rollback()
 
 
 def test_a_statement_alone_sees_one_tenant(make_tenant: Callable[..., Principal]) -> None:

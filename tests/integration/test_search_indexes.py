@@ -56,7 +56,7 @@ def fill(tenant: Principal, chunks: int = CHUNKS) -> Space:
             documents.append((tenant_id, document, collection, "upstream", str(n), str(n), "searchable"))
             versions.append((tenant_id, version, document, 1, "searchable", "", "", 0, "", "", 1, ""))
             rows.append((tenant_id, chunk, version, document, 0, f"Vertrag Nummer {n}", str(n), 0, 9, 3, "de", [], {}))
-            vector = vector_literal(dice.gauss(0, 1) for _ in range(space.dimension))
+            vector = [dice.gauss(0, 1) for _ in range(space.dimension)]
             vectors.append((tenant_id, space.space_id, chunk, vector))
         copy_rows(session, "rag.documents", DOCUMENTS, documents)
         copy_rows(session, "rag.versions", VERSIONS, versions)
