@@ -213,7 +213,7 @@ class Checkpointer(BaseCheckpointSaver[int]):
         taken, stored.written = None if stored.written else stored.last, False
         form = FORMAT if divided.channels else kind
         self._keep(Step(thread, ns, checkpoint["id"], parent, form, blob, about, taken, divided.parts))
-        stored.last, stored.channels = checkpoint["id"], divided.channels
+        stored.take(divided)
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

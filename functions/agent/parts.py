@@ -44,6 +44,13 @@ class Stored:
     written: bool = False
     """Tasks have written something that is stored under a checkpoint: it goes with that one."""
     channels: dict[str, tuple[_Run, ...]] = field(default_factory=dict)
+    small: frozenset[str] = frozenset()
+    """Channels that were found to be small: they are not measured again until they are written."""
+
+    def take(self, divided: Divided) -> None:
+        """This checkpoint is stored now."""
+        self.last, self.channels = divided.body["id"], divided.channels
+        self.small = frozenset(divided.body["channel_values"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,9 @@ def divide(serde: SerializerProtocol, checkpoint: Checkpoint, new_versions: Chan
         before = stored.channels.get(channel, ())
         if before and channel not in new_versions:
             channels[channel] = before
+            continue
+        if channel in stored.small and channel not in new_versions:
+            small[channel] = value
             continue
         runs = _runs(serde, value, before)
         if not runs:

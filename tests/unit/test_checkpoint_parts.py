@@ -19,7 +19,8 @@ LONG = "Alle Beschäftigten haben Anspruch auf 30 Arbeitstage Urlaub. " * 12
 class Thread:
     """What the database would hold of a thread, and what the saver remembers of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, serde: JsonPlusSerializer = SERDE) -> None:
+        self.serde = serde
         self.stored = Stored()
         self.rows: dict[tuple[str, int], Encoded] = {}
         self.body = b""
@@ -27,9 +28,9 @@ class Thread:
     def put(self, values: dict[str, Any], written: set[str]) -> Divided:
         """Store a checkpoint with these channels, of which some were written."""
         checkpoint = empty_checkpoint() | {"channel_values": values}
-        divided = divide(SERDE, checkpoint, dict.fromkeys(written, 1), self.stored)
+        divided = divide(self.serde, checkpoint, dict.fromkeys(written, 1), self.stored)
         self.rows |= {(part.channel, part.first): (part.format, part.body) for part in divided.parts}
-        self.stored.channels = divided.channels
+        self.stored.take(divided)
         self.body = SERDE.dumps_typed(divided.body)[1]
         return divided
 
@@ -58,6 +59,33 @@ def test_what_is_put_together_is_what_was_divided(updates: list[dict[str, Any]])
         state = state | update
         thread.put(state, set(update))
         assert thread.get() == state
+
+
+class Counting(JsonPlusSerializer):
+    """Notes what it is asked to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
+
+    def dumps_typed(self, obj: Any) -> Encoded:
+        """Like the serializer."""
+        self.asked.append(obj)
+        return super().dumps_typed(obj)
+
+
+def test_what_was_not_written_is_not_measured_again() -> None:
+    """A step costs what it changed, not what the state holds; a small value that became large is a part."""
+    serde = Counting()
+    thread, state = Thread(serde), {"plan": {"step": 1}, "notes": ["a"], "passages": [LONG]}
+    thread.put(state, set(state))
+    serde.asked.clear()
+    state |= {"plan": {"step": 2}}
+    thread.put(state, {"plan"})
+    assert serde.asked == [{"step": 2}]
+    state |= {"notes": ["a", LONG]}
+    assert [part.channel for part in thread.put(state, {"notes"}).parts] == ["notes"]
+    assert thread.get() == state
 
 
 def test_a_list_that_grows_brings_only_its_end() -> None:
