@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from functions.ingest.parsing import parse, sandbox, wire
@@ -32,14 +33,13 @@ def _fresh_children() -> Iterator[None]:
 
 def children() -> list[int]:
     """The process ids of our direct children that parse, whichever thread started them; a database may be another."""
-    found = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    return [int(pid) for pid in found if b"parsing.child" in _command(pid)]
+    return [child.pid for child in psutil.Process().children() if b"parsing.child" in _command(child.pid)]
 
 
-def _command(pid: str) -> bytes:
+def _command(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""
 
 
