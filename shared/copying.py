@@ -176,8 +176,8 @@ _FORMS: dict[str, Callable[[Any], bytes]] = {
     "integer[]": _integers,
     "vector": _vector,
 }
-"""A value of a column of that type as PostgreSQL sends it itself (xxx_send in src/backend/utils/adt); a jsonb goes as
-the json that it is made from."""
+"""A value of a column of that type as PostgreSQL sends it itself (the types' send functions, as array_send in
+src/backend/utils/adt/arrayfuncs.c); a jsonb goes as the json that it is made from."""
 
 
 def array_literal(items: Iterable[object]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import count
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -102,16 +100,17 @@ def store(session: Session, reception: Reception, content: Content, traceparent:
     if not written.taken:
         raise Superseded("this version is no longer waiting for its chunks")
     chunk_ids = [uuid5(reception.version_id, f"chunk:{ordinal}") for ordinal in range(len(content.chunks))]
-    rows = map(partial(_chunk_row, reception), chunk_ids, count(), content.chunks)
+    new = list(zip(chunk_ids, content.chunks, strict=True))
+    rows = [_chunk_row(reception, chunk_id, ordinal, chunk) for ordinal, (chunk_id, chunk) in enumerate(new)]
     copy_rows(session, "rag.chunks", CHUNK_COLUMNS, rows)
-    tokens = [chunk.tokens for chunk in content.chunks]
     if written.others:
         session.execute(REUSE, ids)
     complete = True
     for space in live_spaces(session, reception.tenant_id):
-        missing = list(zip(chunk_ids, tokens, strict=True))
         if written.others:
             missing = missing_chunks(session, reception.tenant_id, reception.version_id, space.space_id)
+        else:
+            missing = [(chunk_id, chunk.tokens) for chunk_id, chunk in new]
         complete = complete and not missing
         for command in _embed_commands(reception, traceparent, space.space_id, split(missing, batch)):
             publish(session, command)

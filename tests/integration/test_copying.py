@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from functions.ingest.ingestion import ingest_document
@@ -21,6 +20,7 @@ from shared.fakes import FakeBus
 from shared.retrieval.spaces import active_space
 from shared.services import Services
 from shared.tenants.directory import Principal
+from tests.integration.round_trips import statements
 from tests.integration.test_ingestion import submission
 from tests.integration.test_repeats import commands
 
@@ -31,20 +31,9 @@ class Undone(Exception):
     """Ends a transaction without a commit."""
 
 
-@contextmanager
-def creations() -> Iterator[list[str]]:
-    """The statements that make a temporary table meanwhile."""
-    found: list[str] = []
-
-    def note(_conn: object, _cursor: object, statement: str, *_: Any) -> None:
-        if statement.startswith("create temporary table"):
-            found.append(statement)
-
-    event.listen(application_engine(), "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        event.remove(application_engine(), "before_cursor_execute", note)
+def creations(seen: list[str]) -> int:
+    """How many of the statements make a temporary table."""
+    return sum(statement.startswith("create temporary table") for statement in seen)
 
 
 def copy_one(session: Session, tenant_id: UUID, name: str) -> int:
@@ -64,12 +53,12 @@ def collections(tenant_id: UUID) -> set[str]:
 def test_a_connection_makes_its_temporary_table_once(tenant: Principal) -> None:
     """Also when a statement alone runs in between, which SQLAlchemy counts as a transaction without a commit."""
     forget_engines()
-    with creations() as made:
+    with statements() as seen:
         for number in range(3):
             with tenant_session(tenant.tenant_id) as session:
                 assert copy_one(session, tenant.tenant_id, f"copied {number}") == 1
             run_alone(tenant.tenant_id, "select 1")
-    assert len(made) == 1
+    assert creations(seen) == 1
     assert collections(tenant.tenant_id) == {"copied 0", "copied 1", "copied 2"}
 
 
@@ -77,7 +66,7 @@ def test_a_connection_makes_its_temporary_table_once(tenant: Principal) -> None:
 def test_a_temporary_table_that_was_undone_is_made_again(tenant: Principal, savepoint: bool) -> None:
     """A rollback takes it away, as a whole or back to a savepoint before it was made."""
     forget_engines()
-    with creations() as made:
+    with statements() as seen:
         if savepoint:
             with tenant_session(tenant.tenant_id) as session:
                 with pytest.raises(Undone), session.begin_nested():
@@ -90,7 +79,7 @@ def test_a_temporary_table_that_was_undone_is_made_again(tenant: Principal, save
                 raise Undone
             with tenant_session(tenant.tenant_id) as session:
                 assert copy_one(session, tenant.tenant_id, "copied") == 1
-    assert len(made) == 2
+    assert creations(seen) == 2
     with tenant_session(tenant.tenant_id) as session:
         names = session.execute(
             text("select name from rag.collections where tenant_id = :t and name like 'copied%'"),
@@ -141,7 +130,7 @@ def literal(kind: str, value: Any) -> str | None:
 
 
 def test_a_row_too_wide_for_a_page_is_stored_whole(tenant: Principal) -> None:
-    """A row that fills a page to the last byte, one over it, and texts of many small pieces, whose alignment counts."""
+    """Rows a little smaller than a page and a little larger, and texts of many small pieces, which are aligned."""
     with tenant_session(tenant.tenant_id) as session:
         session.execute(text("create temporary table wide (pieces text[], value text)"))
         rows = [

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from functions.embed.embedding import embed_chunks
 from functions.ingest.ingestion import ingest_document, withdraw_document
-from shared.database import application_engine, tenant_session
+from shared.database import tenant_session
 from shared.documents.intake import Reception, skip_unchanged
 from shared.errors import Superseded
 from shared.events import DocumentSubmitted, DocumentWithdrawn, EmbedChunks, decode
 from shared.fakes import FakeBus, FakeModels
 from shared.services import Services
 from shared.tenants.directory import Principal
+from tests.integration.round_trips import statements
 from tests.integration.test_ingestion import documents, submission
 
 BODY = b"# Pumpen\n\nDie Dichtung wird nach 8.000 Stunden getauscht.\n"
@@ -101,17 +101,9 @@ def test_a_batch_of_a_new_document_asks_the_database_a_few_times(
     """
     ingest_document(submission(tenant, BODY, "pumpen.md"), "upstream", fake_services)
     (command,) = commands(bus)
-    asked: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "set_config" not in statement:
-            asked.append(statement)
-
-    event.listen(application_engine(), "before_cursor_execute", note)
-    try:
+    with statements() as seen:
         embed_chunks(command, fake_services)
-    finally:
-        event.remove(application_engine(), "before_cursor_execute", note)
+    asked = [statement for statement in seen if "set_config" not in statement]
     assert documents(tenant)["pumpen.md"].state == "searchable"
     assert len(asked) <= 12, "\n".join(asked)
 

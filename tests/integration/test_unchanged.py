@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from functions.ingest.ingestion import ingest_document
-from shared.database import application_engine, tenant_session
+from shared.database import tenant_session
 from shared.fakes import FakeBus, FakeModels
 from shared.services import Services
 from shared.tenants.directory import Principal
+from tests.integration.round_trips import statements
 from tests.integration.test_ingestion import submission
 from tests.integration.test_repeats import embed_all
 from tests.unit.parsing_material import make_pdf
@@ -100,17 +101,8 @@ def test_the_same_text_in_other_bytes_is_read_but_not_embedded_again(
 def test_a_new_document_is_stored_in_few_round_trips(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
     """Nothing is looked for that only an earlier version can have: a new statement in the way is seen here."""
     send(tenant, "first.md", FILES["law.md"], 1, bus, fake_services)  # connections and tables are there afterwards
-    seen: list[str] = []
-
-    def statement(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
-        seen.append(sql)
-
-    engine = application_engine()
-    event.listen(engine, "before_cursor_execute", statement)
-    try:
+    with statements() as seen:
         ingest_document(submission(tenant, FILES["law.md"], "second.md"), "upstream", fake_services)
-    finally:
-        event.remove(engine, "before_cursor_execute", statement)
     storing = seen[next(n for n, sql in enumerate(seen) if "set state = 'ingested'" in sql) :]
     # The version is taken, its rows, the live spaces, a command into the outbox; attachments of before, out of the
     # outbox again, who waits for room.
