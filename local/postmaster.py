@@ -79,9 +79,13 @@ def ended(process: psutil.Process, timeout: float) -> bool:
             # A zombie holds nothing; in a container without init it may stay one for ever.
             if child is not None and child.poll() is not None:
                 return True
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return True
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.02)
+                continue
         except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
+            pass
+        if child is not None:
+            # It ended after the poll above: without this a child of ours would stay a zombie until the next start.
+            child.wait()
+        return True
     return False

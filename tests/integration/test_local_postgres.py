@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from local import account, postgres
+from local import account, postgres, postmaster
 from shared.errors import NoesisError
 
 PACKAGE = os.environ.get("POSTGRES_PACKAGE", postgres.EMBEDDED)
@@ -164,6 +165,29 @@ def test_a_temporary_cluster_leaves_nothing() -> None:
         assert run(server, "select 1") == 1
     assert not psutil.pid_exists(server.pid)
     assert not server.data.exists()
+
+
+def test_a_server_that_ends_between_two_looks_is_reaped() -> None:
+    """A child that still ran when it was asked and is a zombie a moment later does not stay one."""
+
+    class SeenRunning(subprocess.Popen[bytes]):
+        """Says once that it runs although it has ended: the moment between poll and the process table."""
+
+        asked = False
+
+        def poll(self) -> int | None:
+            if not self.asked:
+                self.asked = True
+                return None
+            return super().poll()
+
+    child = SeenRunning([sys.executable, "-c", ""])
+    process = psutil.Process(child.pid)
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    postmaster.keep(child)
+    assert postmaster.ended(process, timeout=5)
+    assert not psutil.pid_exists(child.pid)
 
 
 def test_data_of_another_major_version_is_refused_and_kept(home: Path) -> None:
