@@ -44,7 +44,7 @@ def plan(space: str, tenant: str, budget: str | None, history: bool) -> None:
         source = steps.check_target(session, chosen.tenant_id, target)
         load = estimating.load_of(session, chosen.tenant_id, source, target, history=history)
         estimating.price_or_refuse(session, target, settings.noesis_stage, datetime.now(UTC))
-    rate = estimating.try_model(services().models, target, load.mean_tokens, payer_for(chosen.tenant_id))
+    rate = estimating.try_model(services().models, target, payer_for(chosen.tenant_id), load.mean_tokens)
     with operator_session() as session:
         found = estimating.estimate(session, load, target, rate, settings.noesis_stage, datetime.now(UTC))
         steps.plan(

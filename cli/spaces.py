@@ -12,7 +12,8 @@ from cli.context import actor
 from shared.audit import record
 from shared.database import operator_session
 from shared.errors import PermanentError
-from shared.retrieval.estimating import try_model
+from shared.retrieval.estimating import price_or_refuse, try_model
+from shared.retrieval.paying import Platform
 from shared.retrieval.spaces import Chunker, ensure_space, profile
 from shared.services import services
 from shared.settings import get_settings
@@ -84,7 +85,10 @@ def add(
         settings.chunk_overlap if chunk_overlap is None else chunk_overlap,
     )
     wanted = profile(model, dimension, chunker, query_prefix, passage_prefix)
-    rate = try_model(services().models, wanted)
+    now = services().clock.now()
+    with operator_session() as session:
+        price_or_refuse(session, wanted, settings.noesis_stage, now)
+    rate = try_model(services().models, wanted, Platform(settings.noesis_stage, now))
     with operator_session() as session:
         known = session.execute(
             text("select true from rag.vector_spaces where space_id = :space"), {"space": wanted.space_id}

@@ -74,11 +74,16 @@ def end_of(period: Period, at: datetime) -> datetime:
 
 def counters(tenant_id: UUID, stage: str, at: datetime) -> list[Counter]:
     """What a spending at a moment counts for, in the order in which everybody locks them."""
-    found = [Counter(tenant_id, "day", start_of("day", at)), Counter(tenant_id, "month", start_of("month", at))]
-    if stage in STAGE_CAPS:
-        period = STAGE_CAPS[stage][0]
-        found.append(Counter(None, period, start_of(period, at)))
-    return found
+    of_tenant = [Counter(tenant_id, "day", start_of("day", at)), Counter(tenant_id, "month", start_of("month", at))]
+    return of_tenant + counters_of_stage(stage, at)
+
+
+def counters_of_stage(stage: str, at: datetime) -> list[Counter]:
+    """What a spending of the platform itself counts for; nothing where the stage has no cap."""
+    if stage not in STAGE_CAPS:
+        return []
+    period = STAGE_CAPS[stage][0]
+    return [Counter(None, period, start_of(period, at))]
 
 
 def take(session: Session, tenant_id: UUID, stage: str, amount: Decimal, now: datetime) -> None:
@@ -90,13 +95,24 @@ def take(session: Session, tenant_id: UUID, stage: str, amount: Decimal, now: da
     for counter in counters(tenant_id, stage, now):
         mine = counter.tenant_id is not None
         limit = limits.get(counter.period) if mine else STAGE_CAPS[stage][1]
-        if not _fitted(session, counter, amount, limit):
-            # Too much, or the first of its period: then the counter is made and asked again.
-            add(session, counter, Decimal(0), Decimal(0))
-            if not _fitted(session, counter, amount, limit):
-                raise OverBudget(min(end_of(counter.period, now), now + LONGEST_WAIT), "waiting for budget")
+        _take(session, counter, amount, limit, now)
         if mine and limit is not None:
             _warn(session, counter, limit)
+
+
+def take_for_platform(session: Session, stage: str, amount: Decimal, now: datetime) -> None:
+    """Reserve what no tenant pays under the cap of the stage. Raises OverBudget: roll the session back then."""
+    for counter in counters_of_stage(stage, now):
+        _take(session, counter, amount, STAGE_CAPS[stage][1], now)
+
+
+def _take(session: Session, counter: Counter, amount: Decimal, limit: Decimal | None, now: datetime) -> None:
+    if _fitted(session, counter, amount, limit):
+        return
+    # Too much, or the first of its period: then the counter is made and asked again.
+    add(session, counter, Decimal(0), Decimal(0))
+    if not _fitted(session, counter, amount, limit):
+        raise OverBudget(min(end_of(counter.period, now), now + LONGEST_WAIT), "waiting for budget")
 
 
 def _fitted(session: Session, counter: Counter, amount: Decimal, limit: Decimal | None) -> bool:

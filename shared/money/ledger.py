@@ -200,15 +200,21 @@ def _priced(
     call: Call, found: Price | None, texts: Sequence[str], stage: str, now: datetime, most_output: int
 ) -> Reservation:
     """The first attempt at a call at its most. Raises NoPrice where one is needed."""
-    if found is None or (most_output and found.output is None):
-        if stage != "dev":
-            raise NoPrice(now + PRICE_WAIT, f"waiting for a price of {call.model}")
-        # On a laptop a model of one's own counts as free until somebody enters a price.
-        found = Price(found.input if found else Decimal(0), Decimal(0))
+    found = priced(found, call.model, stage, now, writes=bool(most_output))
     price, output_price = found.input, found.output or Decimal(0)
     tokens = most_tokens(texts)
     amount = cost(tokens, price) + cost(most_output, output_price)
     return Reservation(call, 1, tokens, price, amount, now, stage, most_output, output_price)
+
+
+def priced(found: Price | None, model: str, stage: str, now: datetime, *, writes: bool = False) -> Price:
+    """The price a call is reserved at; of a model that `writes` also that of its output. Raises NoPrice."""
+    if found is not None and not (writes and found.output is None):
+        return found
+    if stage != "dev":
+        raise NoPrice(now + PRICE_WAIT, f"waiting for a price of {model}")
+    # On a laptop a model of one's own counts as free until somebody enters a price.
+    return Price(found.input if found else Decimal(0), Decimal(0))
 
 
 def settle(session: Session, reservation: Reservation, tokens: int, output_tokens: int = 0) -> Decimal:

@@ -21,7 +21,7 @@ from shared.errors import PermanentError
 from shared.llm import Models
 from shared.money.prices import cost, price_of
 from shared.retrieval.filling import CARRIED, THERE, WANTED
-from shared.retrieval.paying import Payer, pay
+from shared.retrieval.paying import Payer, Platform, pay
 from shared.retrieval.spaces import Space
 
 SAMPLE = "Die Vertragsparteien vereinbaren eine Frist von drei Monaten. The parties agree on a period of three months. "
@@ -94,12 +94,13 @@ def load_of(session: Session, tenant_id: UUID, source: Space, target: Space, *, 
     return Load(row.chunks, row.history, row.there, int(row.tokens))
 
 
-def try_model(models: Models, space: Space, tokens: int = 100, payer: Payer | None = None) -> float:
+def try_model(models: Models, space: Space, payer: Payer | Platform, tokens: int = 100) -> float:
     """Ask the proxy for vectors of the space; returns texts a second for texts of so many tokens.
 
-    A space that is tried for a tenant is tried at the tenant's expense (`payer`), within its budgets.
-    Raises PermanentError `unknown-model` when the proxy refuses it, `wrong-dimension` when the vectors are not the
-    space's, OverBudget, and what `shared.llm` raises when the proxy is away.
+    A space that is tried for a tenant is tried at the tenant's expense (`payer`), within its budgets; one that is for
+    nobody yet under the cap of the stage. Raises PermanentError `unknown-model` when the proxy refuses it,
+    `wrong-dimension` when the vectors are not the space's, OverBudget, and what `shared.llm` raises when the proxy is
+    away.
     """
     sample = SAMPLE * (1 + tokens * CHARACTERS // len(SAMPLE))
     passage = space.as_passage(sample[: max(20, tokens * CHARACTERS)])
@@ -107,7 +108,7 @@ def try_model(models: Models, space: Space, tokens: int = 100, payer: Payer | No
     def embed(times: int) -> None:
         sent = [passage] * times
         ask = partial(models.embed_counted, sent, model=space.model, dimension=space.dimension, input_type="passage")
-        ask() if payer is None else pay(payer, space.model, sent, ask)
+        pay(payer, space.model, sent, ask)
 
     try:
         # The first request loads the model where it is ours: it is not what filling is like.

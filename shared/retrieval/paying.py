@@ -1,7 +1,8 @@
 """Model calls of searches that nobody repeats: reserved, made and settled through the ledger like those of documents.
 
 Runs keep what they have paid for under keys of their own (functions/agent/calling.py); batches of chunks do as well
-(functions/embed). What an operator or a door asks once is paid here.
+(functions/embed). What an operator or a door asks once is paid here, by a tenant or, where it is for no tenant (whether
+a model serves, whether it is back), under the cap of the stage.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Protocol, TypeVar
 from uuid import UUID, uuid4
 
-from shared.database import tenant_session
+from shared.database import operator_session, tenant_session
 from shared.embeddings import UnusableVectors
 from shared.errors import NoesisError
 from shared.llm import Models
-from shared.money.ledger import Call, Reservation, lock_call, release, reserve, settle
+from shared.money.budgets import add, counters_of_stage, take_for_platform
+from shared.money.ledger import Call, Reservation, lock_call, priced, release, reserve, settle
+from shared.money.prices import cost, most_tokens, prices_of
 from shared.rerankings import UnusableRanking
 from shared.retrieval.spaces import Space
 
@@ -34,6 +38,14 @@ class Payer:
     run_id: UUID | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """Nobody's tenant: the call counts for the cap of its stage alone."""
+
+    stage: str
+    now: datetime
+
+
 class Counted(Protocol):
     """An answer of a model with the tokens that were billed (0: the provider did not say)."""
 
@@ -45,12 +57,14 @@ class Counted(Protocol):
 Answer = TypeVar("Answer", bound=Counted)
 
 
-def pay(payer: Payer, model: str, sent: Sequence[str], ask: Callable[[], Answer]) -> Answer:
+def pay(payer: Payer | Platform, model: str, sent: Sequence[str], ask: Callable[[], Answer]) -> Answer:
     """What `ask` answers, booked; `sent` is the most that it can be billed for. No session may be open.
 
     Raises OverBudget and NoPrice before anything is sent, and what `ask` raises: then only an unusable answer, which
     came and was counted, costs.
     """
+    if isinstance(payer, Platform):
+        return _pay_as_platform(payer, model, sent, ask)
     call = Call(payer.tenant_id, uuid4(), model, run_id=payer.run_id)
     with tenant_session(payer.tenant_id) as session:
         left = lock_call(session, call, payer.now)
@@ -65,6 +79,27 @@ def pay(payer: Payer, model: str, sent: Sequence[str], ask: Callable[[], Answer]
         raise
     with tenant_session(payer.tenant_id) as session:
         settle(session, reservation, answer.tokens)
+    return answer
+
+
+def _pay_as_platform(payer: Platform, model: str, sent: Sequence[str], ask: Callable[[], Answer]) -> Answer:
+    with operator_session() as session:
+        price = priced(prices_of(session, model, payer.now), model, payer.stage, payer.now)
+        most = cost(most_tokens(sent), price.input)
+        take_for_platform(session, payer.stage, most, payer.now)
+    # No row of the ledger, which is of tenants: what dies here stays reserved until its hour or day is over, and a
+    # trial is worth a few tokens.
+    spent = Decimal(0)
+    try:
+        answer = ask()
+        spent = cost(answer.tokens, price.input) if answer.tokens else most
+    except (UnusableRanking, UnusableVectors) as error:
+        spent = cost(error.tokens, price.input)
+        raise
+    finally:
+        with operator_session() as session:
+            for counter in counters_of_stage(payer.stage, payer.now):
+                add(session, counter, -most, spent)
     return answer
 
 

@@ -26,7 +26,7 @@ from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.money.prices import set_price
 from shared.retrieval import campaigns, comparing, estimating, indexes, switching, tending
 from shared.retrieval.golden import Question, Relevant
-from shared.retrieval.paying import Payer
+from shared.retrieval.paying import Payer, Platform
 from shared.retrieval.spaces import Chunker, Space, ensure_space
 from shared.services import Services
 from shared.settings import Settings
@@ -170,17 +170,17 @@ def test_a_plan_is_outdated_when_another_space_answers(filled: Principal, clock:
 
 def test_a_model_is_tried_before_anything_is_planned(database: Database) -> None:
     """Who the proxy does not know, and whose vectors have another length, is named; nothing of a tenant is sent."""
-    space = new_space(8)
+    space, trial = new_space(8), Platform("dev", FakeClock().now())
     models = FakeModels(failures=[PermanentError("model-refused", "m", "n")])
     with pytest.raises(PermanentError) as unknown:
-        estimating.try_model(models, space)
+        estimating.try_model(models, space, trial)
     assert unknown.value.reason == "unknown-model"
     models = FakeModels(failures=[UnusableVectors("dimension 384 instead of 8", 3)])
     with pytest.raises(PermanentError, match="384 instead of 8") as wrong:
-        estimating.try_model(models, space)
+        estimating.try_model(models, space, trial)
     assert wrong.value.reason == "wrong-dimension"
     good = FakeModels()
-    assert estimating.try_model(good, space, tokens=50) > 0
+    assert estimating.try_model(good, space, trial, tokens=50) > 0
     assert all("Vertragsparteien" in sent for sent in good.embedded)
 
 

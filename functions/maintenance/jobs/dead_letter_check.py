@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy import text
@@ -17,6 +18,7 @@ from functions.maintenance.archiving import MAX_AUTOMATIC
 from shared.dead_letters.replay import replay
 from shared.errors import NoesisError
 from shared.jobs.leases import Lease, Progress, fenced
+from shared.retrieval.paying import Platform, pay
 from shared.services import Services
 
 log = logging.getLogger(__name__)
@@ -85,12 +87,15 @@ def _bus_is_healthy(session: Session) -> bool:
 
 
 def _models_are_healthy(services: Services) -> bool:
-    """Whether an embedding of one word comes back: proxy, key, provider and dimension, for the price of one token."""
-    settings = services.settings
+    """Whether an embedding of one word comes back: proxy, key, provider and dimension, for the price of one token.
+
+    Where the cap of the stage is reached nothing is asked: what is replayed could not ask either.
+    """
+    settings, sent = services.settings, ["ready"]
+    model, dimension = settings.embeddings_model, settings.embeddings_dim
+    ask = partial(services.models.embed_counted, sent, model=model, dimension=dimension, input_type="query")
     try:
-        services.models.embed(
-            ["ready"], model=settings.embeddings_model, dimension=settings.embeddings_dim, input_type="query"
-        )
+        pay(Platform(settings.noesis_stage, services.clock.now()), model, sent, ask)
     except NoesisError as error:
         log.warning("dead letters wait: the models do not answer", extra={"kind": type(error).__name__})
         return False
