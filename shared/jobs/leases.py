@@ -7,6 +7,7 @@ is still its own. A process that was stopped and resumes late finds a newer epoc
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import audit
@@ -27,6 +29,9 @@ LEASE = timedelta(minutes=3)
 
 SLICE_SECONDS = 150.0
 """How long a statement of a slice may take: it sees rows of all tenants, and must end within the lease."""
+
+RENEW_SECONDS = 60.0
+"""How often a lease is renewed beside a statement that nobody can cut: two may fail before it ends."""
 
 MAX_FAILURES = 5
 """Turns that may end badly before a slot is given up: as many as Pub/Sub delivers (REQUIREMENTS section 3)."""
@@ -92,6 +97,34 @@ def fenced(lease: Lease) -> Iterator[Session]:
     with operator_session() as session, patiently(session, SLICE_SECONDS):
         _update(session, lease, "lease_until = now() + :duration", duration=LEASE)
         yield session
+
+
+@contextmanager
+def kept(lease: Lease, every: float = RENEW_SECONDS) -> Iterator[None]:
+    """Renew the lease every so many seconds, for work whose slices may outlast it: index builds, REINDEX, VACUUM.
+
+    The thread that does it ends with the process, and with the lease: whoever was superseded learns it, as always, at
+    the end of the slice.
+    """
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(every):
+            try:
+                with operator_session() as session:
+                    _update(session, lease, "lease_until = now() + :duration", duration=LEASE)
+            except Superseded:
+                return
+            except SQLAlchemyError:
+                continue  # the next time may be better
+
+    thread = threading.Thread(target=renew, name=f"lease of {lease.job}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def record_progress(session: Session, lease: Lease, progress: Progress) -> None:

@@ -16,11 +16,12 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.database import patiently
 from shared.embeddings import UnusableVectors
 from shared.errors import PermanentError
 from shared.llm import Models
 from shared.money.prices import cost, price_of
-from shared.retrieval.filling import CARRIED, THERE, WANTED
+from shared.retrieval.filling import CARRIED, COUNTING_SECONDS, THERE, WANTED
 from shared.retrieval.paying import Payer, Platform, pay
 from shared.retrieval.spaces import Space
 
@@ -80,17 +81,18 @@ class Load:
 
 def load_of(session: Session, tenant_id: UUID, source: Space, target: Space, *, history: bool) -> Load:
     """Count what would be embedded; the same chunks as `filling` sends."""
-    row = session.execute(
-        text(
-            "select count(*) filter (where not x.there) as chunks, count(*) filter (where x.there) as there, "
-            "count(*) filter (where not x.there and x.state = 'superseded') as history, "
-            "coalesce(sum(x.tokens) filter (where not x.there), 0) as tokens "
-            f"from (select v.state, c.tokens, {THERE} as there from rag.versions v "
-            "join rag.chunks c on c.tenant_id = v.tenant_id and c.version_id = v.version_id "
-            f"where {CARRIED} and {WANTED}) x"
-        ),
-        {"tenant": tenant_id, "source": source.space_id, "target": target.space_id, "history": history},
-    ).one()
+    with patiently(session, COUNTING_SECONDS):
+        row = session.execute(
+            text(
+                "select count(*) filter (where not x.there) as chunks, count(*) filter (where x.there) as there, "
+                "count(*) filter (where not x.there and x.state = 'superseded') as history, "
+                "coalesce(sum(x.tokens) filter (where not x.there), 0) as tokens "
+                f"from (select v.state, c.tokens, {THERE} as there from rag.versions v "
+                "join rag.chunks c on c.tenant_id = v.tenant_id and c.version_id = v.version_id "
+                f"where {CARRIED} and {WANTED}) x"
+            ),
+            {"tenant": tenant_id, "source": source.space_id, "target": target.space_id, "history": history},
+        ).one()
     return Load(row.chunks, row.history, row.there, int(row.tokens))
 
 

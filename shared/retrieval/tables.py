@@ -6,6 +6,7 @@ from typing import Any
 
 from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Computed,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Index,
     Integer,
     PrimaryKeyConstraint,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -157,6 +159,27 @@ corpus_statistics = Table(
     schema="rag",
 )
 """Size of a tenant's corpus and mean length of its chunks, as of the last index care."""
+
+term_segments = Table(
+    "term_segments",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("bits", SmallInteger, nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("fingerprint", BigInteger, nullable=False),
+    Column("terms", ARRAY(Integer), nullable=False),
+    Column("counts", ARRAY(Integer), nullable=False),
+    PrimaryKeyConstraint("tenant_id", "bits", "part"),
+    ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
+    schema="rag",
+)
+"""What the two tables above are added up from: the chunks whose version's id begins with the `bits` bits of `part`.
+
+`terms` and, in the same places, in how many of the segment's chunks each is; `length` is the sum of theirs;
+`fingerprint` is of the ids of the chunks that were counted (shared.retrieval.segments).
+"""
 
 recall_probes = Table(
     "recall_probes",

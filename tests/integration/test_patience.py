@@ -31,7 +31,8 @@ from shared.documents.hard_deletion import purge_documents
 from shared.events import RunJob
 from shared.fakes import FakeBus, FakeModels, FakeStorage
 from shared.jobs.leases import fenced, take
-from shared.retrieval import statistics
+from shared.retrieval import estimating, filling, statistics
+from shared.retrieval.spaces import active_space
 from shared.services import Services
 from shared.settings import Settings, get_settings
 from shared.tenants.directory import Principal
@@ -136,6 +137,16 @@ def _refresh(tenant: Principal, services: Services, _: Path) -> None:
     assert run_job(RunJob(job="index-care", slot=datetime.now(UTC)), services) is not None
 
 
+def _count(tenant: Principal, _: Services, __: Path) -> None:
+    with tenant_session(tenant.tenant_id) as session:
+        space = active_space(session, tenant.tenant_id)
+    ids = (tenant.tenant_id, tenant.tenant_id, space.space_id, space.space_id)
+    with operator_session() as session:
+        assert filling.progress(session, filling.Filling(*ids, "filling", True, None, None, 1)).total > 0
+    with operator_session() as session:
+        assert estimating.load_of(session, tenant.tenant_id, space, space, history=True).there > 0
+
+
 def _slice(_: Principal, services: Services, __: Path) -> None:
     with operator_session() as session:
         session.execute(text("delete from core.job_runs where job = 'purge'"))
@@ -155,6 +166,8 @@ def _slice(_: Principal, services: Services, __: Path) -> None:
         (_purge, r"^delete from rag\.embeddings"),
         (_purge, r"^select count\(\*\) from core\.run_events"),
         (_refresh, r"^insert into rag\.term_statistics"),
+        (_count, r"where x.refused"),
+        (_count, r"x.state = 'superseded'"),
         (_slice, r"a rule"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",

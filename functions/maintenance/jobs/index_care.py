@@ -6,41 +6,83 @@ Index builds need the owner's connection (MIGRATION_DATABASE_URL). Where this pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from uuid import UUID
+
+from sqlalchemy.exc import DBAPIError
 
 from shared.database import operator_session, patiently
-from shared.jobs.leases import SLICE_SECONDS, Lease, Progress
+from shared.jobs.leases import SLICE_SECONDS, Lease, Progress, kept
 from shared.retrieval import indexes, statistics
 from shared.services import Services
 
+log = logging.getLogger(__name__)
+
 NEEDS_OWNER = True
+
+COUNTED = ("refreshed", "forgotten_words", "failed", "built", "dropped", "waiting")
 
 
 def run(lease: Lease, services: Services) -> Iterator[Progress]:
-    """One tenant's statistics or one index a slice; all of it may be repeated."""
+    """A segment of a tenant's statistics or one index a slice; all of it may be repeated."""
     url = services.settings.migration_database_url
-    with operator_session() as session:
+    with operator_session() as session, patiently(session, SLICE_SECONDS):
         tenants = statistics.stale(session)
         found = indexes.corpora(session)
     plan = indexes.plan(found)
-    total = len(tenants) + len(plan.build) + len(plan.drop)
-    counts = {"refreshed": 0, "forgotten_words": 0, "built": 0, "dropped": 0, "waiting": 0}
-    for done, tenant_id in enumerate(tenants, start=1):
-        with operator_session() as session, patiently(session, SLICE_SECONDS):
-            statistics.refresh(session, tenant_id)
-            counts["forgotten_words"] += statistics.prune(session, tenant_id)
-        counts["refreshed"] += 1
-        yield Progress(done, total, dict(counts))
-    if url is None:
-        counts["waiting"] = len(plan.build) + len(plan.drop)
-        yield Progress(len(tenants), total, dict(counts))
-        return
-    with indexes.owner_connection(url.get_secret_value()) as owner:
-        counts["dropped"] += indexes.remove_orphans(owner, found)
-        for corpus in plan.drop:
-            indexes.drop(owner, corpus)
-            counts["dropped"] += 1
-            yield Progress(len(tenants) + counts["dropped"], total, dict(counts))
-        for corpus in plan.build:
-            counts["built"] += indexes.build_once(owner, corpus)
-            yield Progress(len(tenants) + counts["dropped"] + counts["built"], total, dict(counts))
+    work = len(plan.build) + len(plan.drop)
+    counts = {name: int(lease.before.counts.get(name, 0)) for name in COUNTED} | {"waiting": 0}
+    # Giving out the statistics of a million chunks takes minutes, and nothing of a build can be told before its end.
+    with kept(lease):
+        done = 0
+        for done, total in _in_turns(tenants, counts):
+            yield Progress(done, total + work, dict(counts))
+        if url is None:
+            counts["waiting"] = work
+            yield Progress(done, done + work, dict(counts))
+            return
+        with indexes.owner_connection(url.get_secret_value()) as owner:
+            counts["dropped"] += indexes.remove_orphans(owner, found)
+            for number, corpus in enumerate(plan.drop, start=1):
+                indexes.drop(owner, corpus)
+                counts["dropped"] += 1
+                yield Progress(done + number, done + work, dict(counts))
+            for number, corpus in enumerate(plan.build, start=1 + len(plan.drop)):
+                counts["built"] += indexes.build_once(owner, corpus)
+                yield Progress(done + number, done + work, dict(counts))
+
+
+def _in_turns(tenants: Sequence[UUID], counts: dict[str, int]) -> Iterator[tuple[int, int]]:
+    """A step of each tenant's statistics after the other's, so that small ones do not wait for a large one to end.
+
+    Yields (steps done, steps known of). What goes wrong with one is logged, counted and tried again tomorrow.
+    """
+    waiting = deque((tenant_id, _refresh(tenant_id, counts)) for tenant_id in tenants)
+    steps = dict.fromkeys(tenants, (0, 1))
+    while waiting:
+        tenant_id, refreshing = waiting.popleft()
+        try:
+            steps[tenant_id] = next(refreshing)
+        except StopIteration:
+            continue
+        except DBAPIError:
+            log.exception("statistics not refreshed", extra={"tenant": str(tenant_id)})
+            counts["failed"] += 1
+            continue
+        waiting.append((tenant_id, refreshing))
+        yield sum(done for done, _ in steps.values()), sum(total for _, total in steps.values())
+
+
+def _refresh(tenant_id: UUID, counts: dict[str, int]) -> Iterator[tuple[int, int]]:
+    done = total = 0
+    for done, total in statistics.refreshing(tenant_id):
+        yield done, total + 1
+    counts["refreshed"] += 1
+    before = 0
+    for forgotten in statistics.forgetting(tenant_id):
+        counts["forgotten_words"] += forgotten - before
+        before = forgotten
+        yield done, total + 1
+    yield done + 1, total + 1

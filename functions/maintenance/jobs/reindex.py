@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from functions.maintenance.jobs.ownership import owner
-from shared.jobs.leases import Lease, Progress
+from shared.jobs.leases import Lease, Progress, kept
 from shared.services import Services
 
 NEEDS_OWNER = True
@@ -31,7 +31,8 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     """
     begun = lease.before.cursor or ""
     counts = {"rebuilt": int(lease.before.counts.get("rebuilt", 0)), "removed": 0}
-    with owner(services) as connection:
+    # A large table or index takes longer than a lease.
+    with kept(lease), owner(services) as connection:
         for name in list(connection.exec_driver_sql(_LEFTOVERS).scalars()):
             connection.exec_driver_sql(f"drop index concurrently if exists {name}")
             counts["removed"] += 1

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 from functions.maintenance.jobs.ownership import owner
-from shared.jobs.leases import Lease, Progress
+from shared.jobs.leases import Lease, Progress, kept
 from shared.services import Services
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     Raises PermanentError `job-needs-owner`. Readers and writers are not blocked.
     """
     begun = lease.before.cursor or ""
-    with owner(services) as connection:
+    # A large table or index takes longer than a lease.
+    with kept(lease), owner(services) as connection:
         tables = list(connection.exec_driver_sql(_TABLES).scalars())
         broken = int(connection.exec_driver_sql(_BROKEN).scalar_one())
         if broken:
