@@ -130,7 +130,7 @@ def _remark(row: VersionRow) -> str:
         return "content no longer kept"
     if row.rejected_by is not None:
         return f"rolled back by {row.rejected_by}"
-    return row.message or ""
+    return f"{row.message or ''} {row.next_action or ''}".strip()
 
 
 @documents.command()

@@ -15,6 +15,7 @@ from cli.context import actor, chosen_tenant, tenant_option
 from cli.erasing import erase, export, verify_certificate, verify_export_
 from shared.audit import record
 from shared.database import operator_session
+from shared.documents.cancellation import cancel_source
 from shared.retrieval.spaces import activate_first, space_for_new_tenants
 from shared.settings import get_settings
 from shared.tenants.directory import (
@@ -122,13 +123,18 @@ def bind(source: str, tenant: str) -> None:
 @click.argument("source")
 @tenant_option
 def unbind(source: str, tenant: str) -> None:
-    """Let a source speak for a tenant no more, from the next message on; the documents it sent stay."""
+    """Let a source speak for a tenant no more, from the next message on; the documents it sent stay.
+
+    What it has sent and nobody has read yet fails with `source-not-bound`, and is told to upstream.
+    """
     chosen = chosen_tenant(tenant)
     with operator_session() as session:
         if not unbind_source(session, chosen.tenant_id, source):
             raise click.ClickException(f"{source} was not bound to {chosen.slug}.")
         _record(session, chosen.tenant_id, "source-unbound", source)
-    click.echo(f"{source} no longer speaks for {chosen.slug}.")
+        unread = cancel_source(session, chosen.tenant_id, source)
+    left = f" {unread} document{'s' if unread > 1 else ''} of it had not been read yet and failed." if unread else ""
+    click.echo(f"{source} no longer speaks for {chosen.slug}.{left}")
 
 
 @tenants.command("leave-group")

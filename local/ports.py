@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -12,6 +15,12 @@ from shared.errors import NoesisError
 from shared.settings import Settings
 
 HOST = "127.0.0.1"
+
+_LOWEST = 16_384
+_GIVEN_BY_LINUX = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""First and last of the ports that the system itself gives to connections and to whoever asks for any (ip(7))."""
+_GIVEN_BY_OTHERS = 49_152
+"""The first of the dynamic ports where nothing else is said (RFC 6335, section 6)."""
 
 
 class PortTakenError(NoesisError):
@@ -59,6 +68,26 @@ def check(ports: Iterable[Port]) -> None:
         raise PortTakenError(
             "; ".join(problems) + ": stop what holds it, or set another port, e.g. `WEB_PORT=9000 make up`"
         )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on right now, for services that are about to be started.
+
+    Below those that the system gives out by itself: until the service listens, another process that asks for any port,
+    or only connects somewhere, could get the same one. Where there is no room below, any port.
+    """
+    try:
+        given = int(_GIVEN_BY_LINUX.read_text(encoding="ascii").split()[0])
+    except OSError:
+        given = _GIVEN_BY_OTHERS
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            number = _LOWEST + secrets.randbelow(given - _LOWEST) if given > _LOWEST + 1000 else 0
+            with contextlib.suppress(OSError):
+                listener = held.enter_context(socket.create_server((HOST, number)))
+                found.append(int(listener.getsockname()[1]))
+    return found
 
 
 def _free(number: int) -> bool:

@@ -16,7 +16,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from local import account, postmaster
+from local import account, ports, postmaster
 from local.credentials import write_secret
 from shared.errors import NoesisError
 
@@ -182,10 +181,7 @@ def _make(folder: Path) -> None:
 
 def free_port() -> int:
     """A TCP port on loopback that nobody holds right now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return ports.free_ports(1)[0]
 
 
 def _install(package: str) -> Path:

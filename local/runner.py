@@ -9,6 +9,7 @@ ends with it (Linux) or is stopped by the next one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 from local import credentials, logs, ports, postgres, processes, services
 from local import state as states
@@ -147,8 +150,9 @@ class _Platform:
             # The next look tries again: a full disk may be emptied meanwhile, and the others can say 503 until then.
             self._report.line("!!", str(error))
             return
-        self._report.line("ok", f"postgres is back (pid {self._server.pid})")
+        # First written down, then told: who reads the line and looks finds the new pid.
         self._write_state()
+        self._report.line("ok", f"postgres is back (pid {self._server.pid})")
 
     def _stop(self) -> None:
         failed = bool(self._state.error)
@@ -173,8 +177,9 @@ class _Platform:
     def _write_state(self) -> None:
         known = self._supervisor.recorded() if self._supervisor else {}
         if self._server is not None:
-            server = Recorded(self._server.pid, Identity.of(self._server.pid).started, self._server.port)
-            known = {"postgres": server} | known
+            with contextlib.suppress(psutil.NoSuchProcess):  # it died a moment ago: the next look revives it
+                server = Recorded(self._server.pid, Identity.of(self._server.pid).started, self._server.port)
+                known = {"postgres": server} | known
         self._state.services = known
         self._state.write(self._home)
 

@@ -105,8 +105,8 @@ class Supervisor:
                 self._bury(child, status, now)
             elif not child.ready and self._healthy(child):
                 child.ready = True
-                self._report.line("ok", f"{name} is back (pid {child.identity.pid})")
                 self._changed()
+                self._report.line("ok", f"{name} is back (pid {child.identity.pid})")
 
     def stop(self, names: Iterable[str], patience: float) -> None:
         """End some services, politely for `patience` seconds."""

@@ -30,7 +30,7 @@ from shared.database import is_shared_failure, platform_session, tenant_session
 from shared.dead_letters.archive import ERASED, DeadLetter, class_of, is_erased
 from shared.dead_letters.refusals import archive_refused
 from shared.errors import PermanentError, Postponed, Superseded, TransientError
-from shared.events import PUBLISHED, Message, TenantMessage, decode
+from shared.events import PUBLISHED, Message, TenantMessage, decode, published_at
 from shared.messaging import publish
 from shared.privacy.policies import policy_of
 from shared.push import NotAuthenticated, NotAuthorised, PushVerifier
@@ -139,7 +139,7 @@ def read_push(request: Request) -> Delivery:
     published = message.get("publishTime") or message.get("publish_time")
     if published:
         # It is not in the message itself, and must outlive redelivery, dead letter and replay.
-        attributes.setdefault(PUBLISHED, str(published)[:64])
+        attributes[PUBLISHED] = _first_published(attributes, str(published)[:64])
     return Delivery(
         message_id=str(message.get("messageId") or message.get("message_id") or "")[:200],
         data=data,
@@ -147,6 +147,15 @@ def read_push(request: Request) -> Delivery:
         subscription=str(body.get("subscription") or "").rpartition("/")[2][:200],
         path=request.path,
     )
+
+
+def _first_published(attributes: dict[str, str], published: str) -> str:
+    """When the message was published, or earlier as it states itself: it comes from a dead-letter topic.
+
+    A later time is its sender's mistake or pretence, and would let any `occurred_at` pass.
+    """
+    claim, fact = published_at(attributes), published_at({PUBLISHED: published})
+    return attributes[PUBLISHED] if claim is not None and (fact is None or claim < fact) else published
 
 
 def _handle(use: Callable[[Any, Delivery], None], kinds: tuple[type[Message], ...], delivery: Delivery) -> Response:

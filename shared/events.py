@@ -321,7 +321,7 @@ def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
             "The message has a name or version that this release does not know.",
             "Check `name` and `version` against docs/events.md.",
         )
-    published = _published(attributes)
+    published = published_at(attributes)
     try:
         message = kind.model_validate(_dated(body, data, published))
     except ValidationError as error:
@@ -339,7 +339,8 @@ def decode(data: bytes, attributes: Mapping[str, str]) -> Message:
     return message
 
 
-def _published(attributes: Mapping[str, str]) -> datetime | None:
+def published_at(attributes: Mapping[str, str]) -> datetime | None:
+    """When a message was first published, by its attributes; None where they do not say."""
     try:
         found = datetime.fromisoformat(attributes.get(PUBLISHED, ""))
         return found.astimezone(UTC) if found.tzinfo else None
@@ -375,7 +376,7 @@ def submission_head(data: bytes, attributes: Mapping[str, str]) -> DocumentSubmi
         kept = {field: body[field] for field in ("tenant_id", "external_id", *versioning) if field in body}
         trace = body.get("traceparent")
         try:
-            dated = _dated(kept, data, _published(attributes))
+            dated = _dated(kept, data, published_at(attributes))
             head = DocumentSubmitted.model_validate(dated | {"content": "", "traceparent": trace or ""})
         except ValidationError:
             continue

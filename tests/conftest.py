@@ -22,9 +22,18 @@ from shared.tenants.directory import Principal, create_tenant, memberships
 
 MODEL, DIMENSION = "fake", 64
 
-# Time is no property of a function on a machine that does other things too: no example fails for being slow.
-hypothesis.settings.register_profile("noesis", deadline=None)
+# Time is no property of a function on a machine that does other things too: no example fails for being slow to run or
+# to make. The gate tries the same examples every time, so that a change is refused for what it changed;
+# `pytest --hypothesis-profile=search --timeout=0 tests/unit` looks for new ones.
+hypothesis.settings.register_profile(
+    "noesis",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("noesis")
+hypothesis.settings.register_profile("search", derandomize=False, max_examples=2_000)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from functions.ingest.parsing.ocr import installed
 from functions.ingest.parsing.sandbox import parse_in_child
 from shared import tracing
 from shared.database import tenant_session
-from shared.documents.attachments import DEEPEST, MOST, depth_of, submit_attachments, withdraw_attachments
+from shared.documents.attachments import DEEPEST, MOST, depth_of, resubmit_attachments, submit_attachments
 from shared.documents.completion import finish_version
 from shared.documents.ending import fail_version, withdraw
-from shared.documents.intake import Reception, receive, skip_unchanged
+from shared.documents.intake import Reception, document_id_of, receive, skip_unchanged
+from shared.documents.overtaking import Overtaken, end_unread
 from shared.documents.storing import Batch, Content, NewChunk, StoredAttachment, store
 from shared.documents.turns import join_line, next_turns, take_turn
 from shared.documents.vectors import text_hash
@@ -40,21 +41,36 @@ def ingest_document(event: DocumentSubmitted, source: str, services: Services) -
     Superseded; whatever is wrong with the document itself ends as its state `failed`, and the message is done.
     """
     share = services.settings.documents_in_progress
-    with tenant_session(event.tenant_id) as session:
-        require_source(session, event.tenant_id, source)
-        if join_line(session, event, source):
-            return
-        reception = receive(session, event, source)
-        if reception.stored:
-            finish_version(session, event.tenant_id, reception.version_id)
-            return
-        if not take_turn(session, reception, event, f"documents-{source}", share):
-            log.info("waits for its turn", extra={"document_id": reception.document_id})
-            return
+    try:
+        reception = _take(event, source, share)
+    except Overtaken:
+        with tenant_session(event.tenant_id) as session:
+            document_id = document_id_of(event.tenant_id, source, event.external_id)
+            end_unread(session, event.tenant_id, document_id, event.version_number())
+            next_turns(session, event.tenant_id, share)
+        raise
+    if reception is None:
+        return
     _ingest(event, reception, services)
     with tenant_session(event.tenant_id) as session:
         # It may have ended here: failed, unchanged, or nothing new to embed.
         next_turns(session, event.tenant_id, share)
+
+
+def _take(event: DocumentSubmitted, source: str, share: int) -> Reception | None:
+    """The version that is to be read now; None when its chunks are stored already or it waits for its turn."""
+    with tenant_session(event.tenant_id) as session:
+        require_source(session, event.tenant_id, source)
+        if join_line(session, event, source):
+            return None
+        reception = receive(session, event, source)
+        if reception.stored:
+            finish_version(session, event.tenant_id, reception.version_id)
+            return None
+        if not take_turn(session, reception, event, f"documents-{source}", share):
+            log.info("waits for its turn", extra={"document_id": reception.document_id})
+            return None
+    return reception
 
 
 def _ingest(event: DocumentSubmitted, reception: Reception, services: Services) -> None:
@@ -70,8 +86,9 @@ def _ingest(event: DocumentSubmitted, reception: Reception, services: Services) 
         return
     settings = services.settings
     with tenant_session(event.tenant_id) as session:
-        store(session, reception, content, event.traceparent, Batch(settings.batch_size, settings.batch_tokens))
+        # First what it no longer carries: documents are locked before the vector spaces, which storing holds.
         submit_attachments(session, reception, event, content.attachments)
+        store(session, reception, content, event.traceparent, Batch(settings.batch_size, settings.batch_tokens))
     log.info("ingested", extra={"document_id": reception.document_id, "chunks": len(content.chunks)})
 
 
@@ -89,6 +106,7 @@ def read_content(event: DocumentSubmitted, reception: Reception, services: Servi
     content_hash = content_hash_of(event.tenant_id, reception.source, data)
     with tenant_session(event.tenant_id) as session:
         if skip_unchanged(session, reception, content_hash, event.traceparent):
+            resubmit_attachments(session, reception, event)
             return None
         chunker = chunker_for(session, event.tenant_id)
     with tracing.span("parse", bytes=len(data)) as span:
@@ -166,4 +184,3 @@ def withdraw_document(event: DocumentWithdrawn, source: str) -> None:
     with tenant_session(event.tenant_id) as session:
         require_source(session, event.tenant_id, source)
         withdraw(session, event, source)
-        withdraw_attachments(session, event, source, event.version_number())

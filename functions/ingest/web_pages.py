@@ -7,6 +7,8 @@ import logging
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
+from sqlalchemy.orm import Session
+
 from functions.ingest.ingestion import content_hash_of, ingest_document
 from shared.database import tenant_session
 from shared.documents.ending import fail_version, withdraw
@@ -85,7 +87,7 @@ def _take_in(event: DocumentSubmitted, source: str, page: WebPage | None, found:
             ingest_document(_submission(event, found, uri), source, services)
     if page is not None:
         with tenant_session(event.tenant_id) as session:
-            record_fetched(
+            there = record_fetched(
                 session,
                 event.tenant_id,
                 page.page_id,
@@ -93,6 +95,9 @@ def _take_in(event: DocumentSubmitted, source: str, page: WebPage | None, found:
                 etag=found.etag or (page.etag if found.body is None else ""),
                 last_modified=found.last_modified or (page.last_modified if found.body is None else ""),
             )
+            if not there:
+                # Its source was removed while the site answered, perhaps before there was a document to take out.
+                _withdraw(session, event)
 
 
 def _submission(event: DocumentSubmitted, found: Page, uri: str) -> DocumentSubmitted:
@@ -116,11 +121,18 @@ def _page_failed(event: DocumentSubmitted, page: WebPage, failure: FetchFailed) 
             return
         set_state(session, event.tenant_id, page.page_id, "gone")
         if page.document_state is not None:
-            gone = DocumentWithdrawn(
-                tenant_id=event.tenant_id, external_id=event.external_id, source_version=event.version_number()
-            )
-            with contextlib.suppress(Superseded):
-                withdraw(session, gone, SOURCE)
+            _withdraw(session, event)
+
+
+def _withdraw(session: Session, event: DocumentSubmitted) -> None:
+    gone = DocumentWithdrawn(
+        tenant_id=event.tenant_id,
+        traceparent=event.traceparent,
+        external_id=event.external_id,
+        source_version=event.version_number(),
+    )
+    with contextlib.suppress(Superseded):
+        withdraw(session, gone, SOURCE)
 
 
 def _submission_failed(event: DocumentSubmitted, source: str, failure: FetchFailed) -> None:

@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_STARTING = 30.0
+from local.ports import free_ports
+
+_STARTING = 120.0
+"""Seconds; a busy machine needs many times the one that it takes."""
 EMPTY_TOPOLOGY = "topics: {}\nsubscriptions: {}\nqueues: {}\nschedules: {}\nservices: {}\n"
 
 
@@ -65,7 +67,7 @@ class OurBus:
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
     @property
@@ -150,7 +152,7 @@ class Receiver:
             self._changed.notify_all()
         return self.answer(request)
 
-    def wait_for(self, enough: Callable[[list[Received]], bool], seconds: float = 10) -> list[Received]:
+    def wait_for(self, enough: Callable[[list[Received]], bool], seconds: float = 60) -> list[Received]:
         """What was received, once it is `enough`; raises TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: enough(self.received), seconds):
@@ -199,19 +201,7 @@ def running_emulator(jar: Path, home: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
-        process.wait(10)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        process.wait(60)
 
 
 def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
@@ -219,6 +209,6 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log
     while not ready():
         if process.poll() is not None or time.monotonic() > until:
             process.kill()
-            process.wait(10)
+            process.wait(60)
             raise RuntimeError(f"did not start: {log.read_text(errors='replace')[-500:]}")
         time.sleep(0.02)

@@ -70,20 +70,25 @@ class AccessList:
         return AccessList(members, groups if members or groups else frozenset({NOBODY}))
 
 
-def parameters(access: Access) -> dict[str, str]:
-    """A submission's list as the parameters `members` and `groups` of a statement, array literals."""
-    return _parameters(AccessList.of(access.members, access.groups))
+def list_of(access: Access) -> AccessList:
+    """A submission's list."""
+    return AccessList.of(access.members, access.groups)
 
 
-def settle_access(session: Session, tenant_id: UUID, document_id: UUID) -> None:
-    """Write who may see the document now, after its versions or the one that answers changed.
+def parameters(access: AccessList) -> dict[str, str]:
+    """A list as the parameters `members` and `groups` of a statement, array literals."""
+    return {"members": array_literal(sorted(access.members)), "groups": array_literal(sorted(access.groups))}
+
+
+def settle_access(session: Session, tenant_id: UUID, document_id: UUID) -> bool:
+    """Write who may see the document now, after its versions or the one that answers changed; whether that changed.
 
     The caller holds the document's lock. Without a version that answers there is no text to protect, and what the
     newest submission said stays.
     """
     rows = session.execute(text(_SINCE), {"tenant": tenant_id, "document": document_id}).all()
     if not rows:
-        return
+        return False
     before = AccessList.of(rows[0].of_members, rows[0].of_groups)
     access = None
     for row in rows:
@@ -92,14 +97,42 @@ def settle_access(session: Session, tenant_id: UUID, document_id: UUID) -> None:
             access = own if access is None else access.narrowed(own)
         elif access is None:
             access = before
-    if access is not None and access != before:
-        write_one(
-            session,
-            "update rag.documents set access_members = cast(:members as text[]), "
-            "access_groups = cast(:groups as text[]) where tenant_id = :tenant and document_id = :document",
-            {"tenant": tenant_id, "document": document_id} | _parameters(access),
-        )
+    if access is None or access == before:
+        return False
+    _write(session, tenant_id, document_id, access)
+    return True
 
 
-def _parameters(access: AccessList) -> dict[str, str]:
-    return {"members": array_literal(sorted(access.members)), "groups": array_literal(sorted(access.groups))}
+_INSIDE = """
+with recursive tree as (
+    select document_id, source, external_id, 0 as depth from rag.documents
+    where tenant_id = :tenant and document_id = :document
+    union all select d.document_id, d.source, d.external_id, t.depth + 1 from rag.documents d join tree t
+    on d.source = t.source and d.attachment_of = t.external_id
+    where d.tenant_id = :tenant and t.depth < 9)
+select d.document_id, d.access_members, d.access_groups from rag.documents d join tree t
+on t.document_id = d.document_id where d.tenant_id = :tenant order by t.depth, d.document_id for update of d
+"""
+
+
+def narrow_attachments(session: Session, tenant_id: UUID, document_id: UUID) -> None:
+    """Close what travelled inside a document, at any depth, to those who may not see the document any more.
+
+    At once, like the document itself; opening them is for the submissions of their own that follow. The caller holds
+    the document's lock, and it is the first of those that are taken here.
+    """
+    rows = session.execute(text(_INSIDE), {"tenant": tenant_id, "document": document_id}).all()
+    outer, *inside = [(row.document_id, AccessList.of(row.access_members, row.access_groups)) for row in rows]
+    for attachment_id, before in inside:
+        access = before.narrowed(outer[1])
+        if access != before:
+            _write(session, tenant_id, attachment_id, access)
+
+
+def _write(session: Session, tenant_id: UUID, document_id: UUID, access: AccessList) -> None:
+    write_one(
+        session,
+        "update rag.documents set access_members = cast(:members as text[]), "
+        "access_groups = cast(:groups as text[]) where tenant_id = :tenant and document_id = :document",
+        {"tenant": tenant_id, "document": document_id} | parameters(access),
+    )

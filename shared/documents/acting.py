@@ -105,7 +105,7 @@ def _tree(session: Session, tenant_id: UUID, document_ids: Sequence[UUID]) -> li
             "with recursive tree as (select document_id, source, external_id from rag.documents "
             "where tenant_id = :tenant and document_id = any(cast(:ids as uuid[])) "
             "union select d.document_id, d.source, d.external_id from rag.documents d "
-            "join tree t on d.source = t.source and d.metadata ->> 'attachment_of' = t.external_id "
+            "join tree t on d.source = t.source and d.attachment_of = t.external_id "
             "where d.tenant_id = :tenant) select document_id from tree"
         ),
         {"tenant": tenant_id, "ids": array_literal(document_ids)},

@@ -62,8 +62,11 @@ def _is_referred_to(tenant_id: UUID, uri: str) -> bool:
             text(
                 "select exists (select from rag.versions where tenant_id = :tenant and blob_uri = :uri) "
                 "or exists (select from core.outbox where tenant_id = :tenant and strpos(data, :uri) > 0) "
-                "or exists (select from core.waiting_messages where tenant_id = :tenant and strpos(data, :uri) > 0)"
+                "or exists (select from core.waiting_messages where tenant_id = :tenant and strpos(data, :uri) > 0) "
+                # By its hash, in whatever form the message has the address: somebody may send it again.
+                "or exists (select from core.dead_letters where (tenant_id = :tenant or tenant_id is null) "
+                "and position(convert_to(:hash, 'UTF8') in data) > 0)"
             ),
-            {"tenant": tenant_id, "uri": uri},
+            {"tenant": tenant_id, "uri": uri, "hash": uri[-64:]},
         ).scalar_one()
     return found

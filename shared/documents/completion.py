@@ -12,6 +12,7 @@ from shared.database import LostWrite, write_one
 from shared.documents.access import settle_access
 from shared.documents.ending import fail_version
 from shared.documents.intake import is_rejected, rolled_back
+from shared.documents.overtaking import end_older
 from shared.events import DocumentIndexed
 from shared.messaging import publish
 from shared.retrieval.spaces import HOLD, lock_name
@@ -80,6 +81,8 @@ def finish_version(session: Session, tenant_id: UUID, version_id: UUID) -> bool:
         _supersede(session, tenant_id, version.document_id)
     _let_answer(session, tenant_id, version.document_id, version_id)
     if version.others:
+        end_older(session, tenant_id, version.document_id, version.source_version)
+        _tell_of_newer(session, tenant_id, version.document_id, version.source_version)
         settle_access(session, tenant_id, version.document_id)
     _publish(session, tenant_id, version_id, uuid5(version_id, "indexed"), version)
     return True
@@ -117,6 +120,19 @@ def _let_answer(session: Session, tenant_id: UUID, document_id: UUID, version_id
     written = tuple(session.execute(_LET_ANSWER, values).one())
     if written != (1, 1):
         raise LostWrite(f"letting a version answer hit {written} instead of one version and its document")
+
+
+def _tell_of_newer(session: Session, tenant_id: UUID, document_id: UUID, source_version: int) -> None:
+    """The document goes on saying that its newest version failed, although an older one was ready later."""
+    session.execute(
+        text(
+            "update rag.documents d set reason = v.reason, message = v.message, next_action = v.next_action "
+            "from (select * from rag.versions where tenant_id = :tenant and document_id = :document "
+            "and source_version > :number order by source_version desc limit 1) v "
+            "where d.tenant_id = :tenant and d.document_id = :document and v.state = 'failed'"
+        ),
+        {"tenant": tenant_id, "document": document_id, "number": source_version},
+    )
 
 
 def publish_indexed(session: Session, tenant_id: UUID, version_id: UUID, event_id: UUID) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import write_one
+from shared.documents.attached import withdraw_attachments
 from shared.documents.deletion import hide
 from shared.documents.intake import document_id_of, ensure_document, receive
 from shared.documents.tombstones import raise_tombstone
@@ -48,12 +48,15 @@ def fail_version(session: Session, tenant_id: UUID, version_id: UUID, error: Per
     ).rowcount  # type: ignore[attr-defined]
     if failed == 0:
         return
-    write_one(
-        session,
-        "update rag.documents set reason = :reason, message = :message, next_action = :next_action, "
-        "state = case when current_version_id is null then 'failed' else state end, updated_at = now() "
-        "where tenant_id = :tenant and document_id = :document",
-        ids | why | {"document": row.document_id},
+    session.execute(
+        text(
+            # The document tells of its newest version: what became of an older one stands in the history.
+            "update rag.documents set reason = :reason, message = :message, next_action = :next_action, "
+            "state = case when current_version_id is null then 'failed' else state end, updated_at = now() "
+            "where tenant_id = :tenant and document_id = :document and not exists (select from rag.versions newer "
+            "where newer.tenant_id = :tenant and newer.document_id = :document and newer.source_version > :number)"
+        ),
+        ids | why | {"document": row.document_id, "number": row.source_version},
     )
     publish(
         session,
@@ -70,6 +73,42 @@ def fail_version(session: Session, tenant_id: UUID, version_id: UUID, error: Per
             next_action=error.next_action,
         ),
     )
+
+
+def fail_unread(session: Session, tenant_id: UUID, document_id: UUID, error: PermanentError) -> bool:
+    """Fail an upload of which nothing was received yet; False when there is more of it, or something else became of it.
+
+    Its message is still on its way and changes nothing any more: versions of uploads are times, so the floor is now.
+    """
+    why = {"reason": error.reason, "message": error.message, "next_action": error.next_action}
+    row = session.execute(
+        text(
+            "update rag.documents d set state = 'failed', reason = :reason, message = :message, "
+            "next_action = :next_action, updated_at = now(), "
+            "floor_version = cast(extract(epoch from clock_timestamp()) * 1000000 as bigint) "
+            "where d.tenant_id = :tenant and d.document_id = :document and d.state = 'received' "
+            "and not exists (select from rag.versions v where v.tenant_id = :tenant and v.document_id = :document) "
+            "returning d.source, d.external_id, d.floor_version"
+        ),
+        {"tenant": tenant_id, "document": document_id} | why,
+    ).first()
+    if row is None:
+        return False
+    publish(
+        session,
+        DocumentFailed(
+            event_id=uuid5(document_id, f"failed:{row.floor_version}"),
+            tenant_id=tenant_id,
+            source=row.source,
+            external_id=row.external_id,
+            source_version=row.floor_version,
+            document_id=document_id,
+            reason=error.reason,
+            message=error.message,
+            next_action=error.next_action,
+        ),
+    )
+    return True
 
 
 def fail_submission(
@@ -116,7 +155,9 @@ def _failed_id(version_id: UUID) -> UUID:
 
 
 def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
-    """Take a document out of every answer, at once. A document that never arrived is remembered as deleted.
+    """Take a document out of every answer, at once, with what travelled inside it.
+
+    A document that never arrived is remembered as deleted.
 
     The same state as after a deletion by a person: purged after 30 days, restorable until then by an administrator.
     Raises Superseded when a newer version than the withdrawn one is known.
@@ -157,6 +198,7 @@ def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
             document_id=document_id,
         ),
     )
+    withdraw_attachments(session, event, source, number)
 
 
 def _known(session: Session, tenant_id: UUID, document_id: UUID) -> bool:

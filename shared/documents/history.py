@@ -12,8 +12,10 @@ from sqlalchemy.orm import Session
 
 from shared import audit
 from shared.database import write_one
-from shared.documents.acting import Actor, read_for
+from shared.documents.acting import Actor, read_for, with_attachments
 from shared.documents.completion import incomplete, publish_indexed, swap_in
+from shared.documents.following import follow_back
+from shared.documents.overtaking import end_older
 from shared.errors import PermanentError
 from shared.retrieval.spaces import hold_spaces
 
@@ -37,6 +39,7 @@ class VersionRow:
     content_hash: str
     reason: str | None
     message: str | None
+    next_action: str | None
     created_at: datetime
     updated_at: datetime
     rejected_at: datetime | None
@@ -47,7 +50,7 @@ class VersionRow:
 _HISTORY = """
 select v.version_id, v.source_version, v.state, coalesce(v.version_id = d.current_version_id, false) as current,
        v.chunks > 0 and v.purged_at is null as kept, v.file_name, v.media_type, v.bytes, v.chunks, v.content_hash,
-       v.reason, v.message, v.created_at, v.updated_at, v.rejected_at, v.rejected_by, v.purged_at
+       v.reason, v.message, v.next_action, v.created_at, v.updated_at, v.rejected_at, v.rejected_by, v.purged_at
 from rag.versions v join rag.documents d on d.tenant_id = v.tenant_id and d.document_id = v.document_id
 where v.tenant_id = :tenant and v.document_id = :document order by v.source_version desc
 """
@@ -65,11 +68,13 @@ def roll_back(session: Session, actor: Actor, document_id: UUID, version_id: UUI
 
     What arrives late up to the version that answered until now changes nothing (the floor); a newer version wins again,
     unless it has exactly the bytes that were rejected here. The versions newer than the chosen one are rejected only
-    in so far as they answered. Raises PermanentError `unknown-document`, `unknown-version`, `document-deleted`,
-    `version-current`, `version-failed`, `version-unchanged`, `version-incomplete`, `version-purged`,
-    `version-not-embedded`.
+    in so far as they answered. Attachments follow: those of the chosen version answer, others are hidden.
+    Raises PermanentError `unknown-document`, `unknown-version`, `document-deleted`, `version-current`,
+    `version-failed`, `version-unchanged`, `version-incomplete`, `version-purged`, `version-not-embedded`.
     """
-    document = read_for(session, actor, document_id, lock=True)
+    read_for(session, actor, document_id)
+    with_attachments(session, actor.tenant_id, [document_id])
+    document = read_for(session, actor, document_id)
     hold_spaces(session, actor.tenant_id)
     version = _choose(session, actor.tenant_id, document, version_id)
     ids = {"tenant": actor.tenant_id, "document": document_id, "number": version.source_version}
@@ -104,6 +109,10 @@ def roll_back(session: Session, actor: Actor, document_id: UUID, version_id: UUI
         "where tenant_id = :tenant and document_id = :document",
         ids | {"floor": answered},
     )
+    floor = version.source_version if answered is None else answered
+    # What is still in progress up to the floor would change nothing, but cost.
+    end_older(session, actor.tenant_id, document_id, floor + 1)
+    attachments = follow_back(session, actor.tenant_id, document.source, document_id, version.content_hash, floor)
     publish_indexed(session, actor.tenant_id, version_id, uuid5(version_id, f"indexed:act:{document.acts + 1}"))
     audit.record_own(
         session,
@@ -113,6 +122,7 @@ def roll_back(session: Session, actor: Actor, document_id: UUID, version_id: UUI
         from_version=document.current_version_id,
         to_version=version_id,
         floor=answered,
+        attachments=attachments,
     )
 
 

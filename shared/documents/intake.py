@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from shared.database import write_one
 from shared.documents import access
 from shared.documents.blobs import blob_of
+from shared.documents.overtaking import Overtaken, end_older
 from shared.documents.tombstones import is_entombed
 from shared.errors import PermanentError, Superseded
 from shared.events import (
@@ -48,17 +49,18 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
     """Accept a version: the document exists and is locked, the version is `received`.
 
     A document that somebody deleted comes back by a newer version that was sent after the deletion, as a new life.
-    Raises Superseded when the version is older than what is known, withdrawn, rolled back, deleted or already done.
+    Raises Superseded when the version is withdrawn, rolled back, deleted or already done, and Overtaken when it is
+    older than what is known.
     """
     document_id = document_id_of(event.tenant_id, source, event.external_id)
     number = event.version_number()
     ensure_document(session, event, source, document_id)
-    _refuse_orphan(session, event, source)
+    wanted = _narrowed_by_carrier(session, event, source)
     document = session.execute(
         text(
             # A withdrawal is told from what came after it by its version, never by the clock: it may be handled long
             # after the version that followed it was sent.
-            "select withdrawn_version, floor_version, current_version_id, "
+            "select withdrawn_version, floor_version, current_version_id, access_members, access_groups, "
             "case when deleted_by not like 'source:%' then deleted_at end as deleted_at from rag.documents "
             "where tenant_id = :tenant and document_id = :document for update"
         ),
@@ -78,7 +80,7 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
         {"tenant": event.tenant_id, "document": document_id},
     ).scalar()
     if newest is not None and newest > number:
-        raise Superseded("a newer version of the document is known")
+        raise Overtaken("a newer version of the document is known")
     version_id = uuid5(document_id, f"version:{number}")
     session.execute(
         text(
@@ -97,7 +99,7 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
             "media_type": event.media_type,
             "traceparent": event.traceparent,
         }
-        | access.parameters(event.access),
+        | access.parameters(wanted),
     )
     state = session.execute(
         text("select state from rag.versions where tenant_id = :tenant and version_id = :version"),
@@ -105,9 +107,13 @@ def receive(session: Session, event: DocumentSubmitted, source: str) -> Receptio
     ).scalar_one()
     if state not in ("received", "ingested"):
         raise Superseded(f"this version is {state} already")
-    _describe(session, event, document_id)
+    _describe(session, event, document_id, wanted)
     if document.current_version_id is not None:
-        access.settle_access(session, event.tenant_id, document_id)
+        changed = access.settle_access(session, event.tenant_id, document_id)
+    else:
+        changed = access.AccessList.of(document.access_members, document.access_groups) != wanted
+    if changed and newest is not None:
+        access.narrow_attachments(session, event.tenant_id, document_id)
     return Reception(
         event.tenant_id, document_id, version_id, source, event.external_id, number, stored=state == "ingested"
     )
@@ -132,23 +138,65 @@ _LONG_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[
 """What `attachments` names an attachment for which parent and file name together are too long: a UUID of version 5."""
 
 
-def _refuse_orphan(session: Session, event: DocumentSubmitted, source: str) -> None:
-    """Raise Superseded for an attachment whose document was deleted while its message was on its way.
+def _narrowed_by_carrier(session: Session, event: DocumentSubmitted, source: str) -> access.AccessList:
+    """Who may see what was submitted; of an attachment only who may see the document by now that carried it.
 
-    The parent is locked against deletion until this transaction ends: who deletes it then finds the attachment.
+    The parent is locked until this transaction ends: who deletes it or sends it anew then finds the attachment.
+    Raises Superseded for an attachment whose document was deleted while its message was on its way, and Overtaken when
+    a later version of the document was read, which has submitted its own attachments.
     """
-    parent = parent_of(event)
+    wanted, parent = access.list_of(event.access), parent_of(event)
     if parent is None:
-        return
-    state = session.execute(
-        text("select state from rag.documents where tenant_id = :tenant and document_id = :document for share"),
-        {"tenant": event.tenant_id, "document": document_id_of(event.tenant_id, source, parent)},
-    ).scalar()
-    if state == "deleted" or (
-        state is None
-        and is_entombed(session, event.tenant_id, source, parent, event.version_number(), event.occurred_at)
-    ):
+        return wanted
+    number = event.version_number()
+    ids = {
+        "tenant": event.tenant_id,
+        "document": document_id_of(event.tenant_id, source, parent),
+        "number": number,
+    }
+    carrier = session.execute(
+        text(
+            "select state, floor_version, access_members, access_groups from rag.documents "
+            "where tenant_id = :tenant and document_id = :document for share"
+        ),
+        ids,
+    ).first()
+    if carrier is None:
+        if is_entombed(session, event.tenant_id, source, parent, number, event.occurred_at):
+            raise Superseded("the document that carried this attachment was deleted")
+        return wanted
+    if carrier.state == "deleted":
         raise Superseded("the document that carried this attachment was deleted")
+    if carrier.floor_version is not None and carrier.floor_version >= number and not _answers(session, ids):
+        raise Superseded("the document that carried this attachment was rolled back")
+    # Only now that the lock is there: a version that was being stored has ended.
+    later = session.execute(
+        text(
+            "select bool_or(content_hash <> '' and state <> 'unchanged') as was_read from rag.versions "
+            "where tenant_id = :tenant and document_id = :document and source_version > :number "
+            "having count(*) > 0"
+        ),
+        ids,
+    ).first()
+    if later is None:
+        return wanted
+    if later.was_read:
+        raise Overtaken("a newer version of the document that carried this attachment was read")
+    return wanted.narrowed(access.AccessList.of(carrier.access_members, carrier.access_groups))
+
+
+def _answers(session: Session, ids: dict[str, object]) -> bool:
+    """Whether a document answers with the content that came with a number."""
+    found = session.execute(
+        text(
+            "select 1 from rag.documents d join rag.versions c on c.tenant_id = d.tenant_id "
+            "and c.version_id = d.current_version_id join rag.versions n on n.tenant_id = d.tenant_id "
+            "and n.document_id = d.document_id and n.content_hash = c.content_hash and n.source_version = :number "
+            "where d.tenant_id = :tenant and d.document_id = :document"
+        ),
+        ids,
+    ).scalar()
+    return found is not None
 
 
 def ensure_document(session: Session, event: DocumentSubmitted, source: str, document_id: UUID) -> None:
@@ -178,7 +226,10 @@ def ensure_document(session: Session, event: DocumentSubmitted, source: str, doc
     )
 
 
-def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> None:
+_ANEW = "current_version_id is null and state in ('failed', 'deleted')"
+
+
+def _describe(session: Session, event: DocumentSubmitted, document_id: UUID, wanted: access.AccessList) -> None:
     """Title, collection and metadata follow the newest version at once; access too while no version answers.
 
     What answers keeps to `access.settle_access`: a narrower access must not wait, a wider one is for the new text only.
@@ -196,8 +247,12 @@ def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> 
         "access_groups = case when current_version_id is null then cast(:groups as text[]) else access_groups end, "
         "updated_at = now(), "
         "deleted_at = null, deleted_by = null, deleted_version_id = null, "
-        "state = case when current_version_id is null and state in ('failed', 'deleted') then 'received' else state end"
-        " where tenant_id = :tenant and document_id = :document",
+        # What became of an earlier version is not what this one waits for.
+        f"reason = case when {_ANEW} then null else reason end, "
+        f"message = case when {_ANEW} then null else message end, "
+        f"next_action = case when {_ANEW} then null else next_action end, "
+        f"state = case when {_ANEW} then 'received' else state end "
+        "where tenant_id = :tenant and document_id = :document",
         {
             "tenant": event.tenant_id,
             "document": document_id,
@@ -205,7 +260,7 @@ def _describe(session: Session, event: DocumentSubmitted, document_id: UUID) -> 
             "collection": uuid5(event.tenant_id, f"collection:{event.collection}"),
             "metadata": json.dumps(metadata),
         }
-        | access.parameters(event.access),
+        | access.parameters(wanted),
     )
 
 
@@ -239,6 +294,8 @@ def skip_unchanged(session: Session, reception: Reception, content_hash: str, tr
     if ended == 0:
         # Another delivery of the same message was faster; it may even be this version that answers now.
         raise Superseded("this version is no longer waiting for its chunks")
+    # The source has taken back whatever it sent in between.
+    end_older(session, reception.tenant_id, reception.document_id, reception.source_version)
     access.settle_access(session, reception.tenant_id, reception.document_id)
     publish(session, _indexed(reception, same.version_id, same.chunks, traceparent))
     return True

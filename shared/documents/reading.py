@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid5
@@ -13,9 +14,11 @@ from shared import tracing
 from shared.database import array_literal
 from shared.documents.access import MAY_SEE_VERSION
 from shared.documents.intake import document_id_of
+from shared.documents.tombstones import is_entombed
+from shared.documents.uploads import not_allowed
 from shared.events import DocumentSubmitted, new_traceparent
 from shared.messaging import publish
-from shared.tenants.directory import Principal
+from shared.tenants.directory import Principal, require_source
 
 WEB = "web"
 
@@ -128,15 +131,45 @@ def read_chunk(session: Session, principal: Principal, chunk_id: UUID) -> ChunkV
     return ChunkView(**{**row._mapping, "heading_path": tuple(row.heading_path), "current": bool(row.current)})
 
 
+def was_closed(session: Session, tenant_id: UUID, member_id: UUID, documents: Sequence[UUID]) -> bool:
+    """Whether one of these documents has been deleted, or closed to this member, since they were read.
+
+    One that is gone for good counts for none: whoever purges documents deals with what had read them.
+    """
+    found = session.execute(
+        text(
+            "select 1 from rag.documents d where d.tenant_id = :tenant "
+            f"and d.document_id = any(cast(:documents as uuid[])) and (d.state = 'deleted' or not {MAY_SEE}) limit 1"
+        ),
+        {"tenant": tenant_id, "member": member_id, "documents": array_literal(documents)},
+    )
+    return found.first() is not None
+
+
 def submit_blob(
     session: Session, principal: Principal, uri: str, file_name: str, media_type: str = "", *, version: int
 ) -> UUID:
     """Take a member's upload, stored before the session began: the document is `received`, ingest is told.
 
     Returns its id. The file name is the document's id at the source `web`: the same name again is a new version.
-    `version` must grow (the caller's clock in microseconds).
+    `version` must grow (the caller's clock in microseconds). Raises PermanentError `source-not-bound` where web may not
+    speak for the tenant, and `upload-not-allowed` for one that is told again after its document was deleted for good:
+    nobody would ever read either.
     """
+    require_source(session, principal.tenant_id, WEB)
     document_id = document_id_of(principal.tenant_id, WEB, file_name)
+    event = DocumentSubmitted(
+        event_id=uuid5(document_id, f"submitted:{version}"),
+        tenant_id=principal.tenant_id,
+        traceparent=tracing.current_traceparent(new_traceparent()),
+        external_id=file_name,
+        source_version=version,
+        file_name=file_name,
+        media_type=media_type,
+        uri=uri,
+    )
+    if is_entombed(session, principal.tenant_id, WEB, file_name, version, event.occurred_at):
+        raise not_allowed()
     session.execute(
         text(
             "insert into rag.documents (tenant_id, document_id, collection_id, source, external_id, title, state) "
@@ -150,20 +183,7 @@ def submit_blob(
             "name": file_name,
         },
     )
-    publish(
-        session,
-        DocumentSubmitted(
-            event_id=uuid5(document_id, f"submitted:{version}"),
-            tenant_id=principal.tenant_id,
-            traceparent=tracing.current_traceparent(new_traceparent()),
-            external_id=file_name,
-            source_version=version,
-            file_name=file_name,
-            media_type=media_type,
-            uri=uri,
-        ),
-        topic="documents-web",
-    )
+    publish(session, event, topic="documents-web")
     return document_id
 
 

@@ -40,7 +40,7 @@ def restore_document(session: Session, actor: Actor, document_id: UUID, batch: B
         attachment = read_for(session, actor, other) if other != document_id else None
         if attachment is None or attachment.state != "deleted":
             continue
-        if attachment.deleted_by == row.deleted_by and attachment.deleted_at >= row.deleted_at:
+        if _together(attachment, row):
             _restore_one(session, actor.tenant_id, attachment, batch)
             together += 1
     audit.record_own(
@@ -53,6 +53,13 @@ def restore_document(session: Session, actor: Actor, document_id: UUID, batch: B
         deleted_by=row.deleted_by,
     )
     return state
+
+
+def _together(attachment: Any, row: Any) -> bool:
+    """Whether an attachment was deleted with its document: in one transaction, or later by the same."""
+    if attachment.deleted_at == row.deleted_at:
+        return True  # whoever withdrew the document as well since then
+    return bool(attachment.deleted_by == row.deleted_by and attachment.deleted_at > row.deleted_at)
 
 
 def _check(session: Session, actor: Actor, row: Any) -> None:
@@ -94,7 +101,7 @@ def _restore_one(session: Session, tenant_id: UUID, row: Any, batch: Batch) -> s
     )
     if row.deleted_version_id is not None:
         _answer_again(session, tenant_id, row, batch)
-    _go_on(session, tenant_id, row.document_id, batch)
+    _go_on(session, tenant_id, row, batch)
     state: str = session.execute(
         text(
             "update rag.documents set state = case when state = 'received' then 'failed' else state end, "
@@ -117,14 +124,23 @@ def _answer_again(session: Session, tenant_id: UUID, row: Any, batch: Batch) -> 
     _set_going(session, tenant_id, row.document_id, version_id, batch, f"restored:{row.acts + 1}")
 
 
-def _go_on(session: Session, tenant_id: UUID, document_id: UUID, batch: Batch) -> None:
-    """Take up what was in progress when the document was deleted: stored chunks are embedded, the rest is lost."""
+def _go_on(session: Session, tenant_id: UUID, row: Any, batch: Batch) -> None:
+    """Take up what was in progress when the document was deleted: stored chunks are embedded, the rest is lost.
+
+    Not what an earlier deletion had interrupted: its source has sent something newer since.
+    """
+    document_id = row.document_id
     versions = session.execute(
         text(
             "select version_id, content_hash from rag.versions where tenant_id = :tenant and document_id = :document "
-            "and state = 'superseded' and reason = :interrupted order by source_version"
+            "and state = 'superseded' and reason = :interrupted and updated_at >= :deleted_at order by source_version"
         ),
-        {"tenant": tenant_id, "document": document_id, "interrupted": INTERRUPTED},
+        {
+            "tenant": tenant_id,
+            "document": document_id,
+            "interrupted": INTERRUPTED,
+            "deleted_at": row.deleted_at,
+        },
     ).all()
     for version in versions:
         if version.content_hash:

@@ -24,8 +24,8 @@ def resume_submission(session: Session, event: DocumentSubmitted, source: str, r
 def resume_version(session: Session, tenant_id: UUID, version_id: UUID, reason: str) -> bool:
     """Bring a version that failed for `reason` back to `received`, or to `ingested` when its chunks are stored.
 
-    False, and nothing changed, when it did not fail for this reason, was withdrawn, deleted or rolled back, or a newer
-    version is known.
+    False, and nothing changed, when it did not fail for this reason, was withdrawn, deleted or rolled back, its content
+    is no longer kept, or a newer version is known.
     """
     ids = {"tenant": tenant_id, "version": version_id, "reason": reason}
     document_id = session.execute(
@@ -45,6 +45,8 @@ def resume_version(session: Session, tenant_id: UUID, version_id: UUID, reason: 
             "update rag.versions v set state = case v.content_hash when '' then 'received' else 'ingested' end, "
             "reason = null, message = null, next_action = null, updated_at = now() from rag.documents d "
             "where v.tenant_id = :tenant and v.version_id = :version and v.state = 'failed' and v.reason = :reason "
+            # What had been stored of it and was purged since would be complete at once, and answer with nothing.
+            "and v.purged_at is null "
             "and d.tenant_id = v.tenant_id and d.document_id = v.document_id "
             "and d.state <> 'deleted' and (d.withdrawn_version is null or d.withdrawn_version < v.source_version) "
             "and (d.floor_version is null or d.floor_version < v.source_version) "

@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     ForeignKeyConstraint,
     Index,
@@ -64,6 +65,7 @@ documents = Table(
     Column("deleted_version_id", Uuid),
     Column("floor_version", BigInteger),
     Column("acts", Integer, nullable=False, server_default="0"),
+    Column("attachment_of", Text, Computed("metadata ->> 'attachment_of'", persisted=True)),
     PrimaryKeyConstraint("tenant_id", "document_id"),
     UniqueConstraint("tenant_id", "source", "external_id"),
     ForeignKeyConstraint(["tenant_id"], ["core.tenants.tenant_id"], ondelete="CASCADE"),
@@ -91,14 +93,23 @@ documents = Table(
         "deleted_version_id",
         postgresql_where=text("deleted_version_id is not null"),
     ),
+    Index(
+        "documents_attachment_idx",
+        "tenant_id",
+        "source",
+        "attachment_of",
+        postgresql_where=text("attachment_of is not null"),
+    ),
     Index("documents_deleted_idx", "deleted_at", postgresql_where=text("state = 'deleted'")),
     schema="rag",
 )
 """`access_members` are e-mail addresses, `access_groups` names of groups; both empty means every member.
 
 `deleted_version_id` is what answered when the document was deleted, and what a restoration brings back.
-`floor_version` is the source version that answered when somebody rolled back: up to it nothing is swapped in.
+`floor_version` is the source version that answered when somebody rolled back, or the time at which an upload was
+cancelled before it was looked at: up to it nothing is swapped in.
 `acts` counts deletions, restorations and rollbacks, so that the events of each have ids of their own.
+`attachment_of` is the external id of the document inside which it travelled, from `metadata`, for an index.
 """
 
 versions = Table(

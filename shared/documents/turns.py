@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.database import operator_session, tenant_session
-from shared.documents.access import parameters
+from shared.documents.access import list_of, parameters
 from shared.documents.blobs import blob_of
-from shared.documents.intake import Reception, document_id_of
+from shared.documents.intake import Reception, document_id_of, parent_of
 from shared.documents.tombstones import tombstone_key
 from shared.documents.waiting import wait_for
 from shared.events import DocumentSubmitted
@@ -61,13 +61,17 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
 
     Also when a place has just become free: that one is for the first in the line. The short way for thousands that
     come at once: everybody behind them waits for as long as this takes. A document that is known already, or
-    was deleted for good, goes the long way, where versions are compared under its lock.
+    was deleted for good, goes the long way, where versions are compared under its lock; so does an attachment, whose
+    document may be gone by now.
     """
+    if parent_of(event) is not None:
+        return False
     document_id = document_id_of(event.tenant_id, source, event.external_id)
+    version_id = uuid5(document_id, f"version:{event.version_number()}")
     values = {
         "tenant": event.tenant_id,
         "document": document_id,
-        "version": uuid5(document_id, f"version:{event.version_number()}"),
+        "version": version_id,
         "number": event.version_number(),
         "uri": blob_of(event),
         "collection": uuid5(event.tenant_id, f"collection:{event.collection}"),
@@ -78,13 +82,18 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
         "file_name": event.file_name,
         "media_type": event.media_type,
         "traceparent": event.traceparent,
-        "event": event.event_id,
+        "event": _place_of(version_id),
         "topic": f"documents-{source}",
         "data": event.data().decode(),
         "attributes": json.dumps(event.attributes()),
         "key": tombstone_key(event.tenant_id, source, event.external_id),
-    } | parameters(event.access)
+    } | parameters(list_of(event.access))
     return bool(session.execute(text(_JOIN), values).rowcount)  # type: ignore[attr-defined]
+
+
+def _place_of(version_id: UUID) -> UUID:
+    """The id under which a version's message waits, and goes back: its own is its sender's, who may use one twice."""
+    return uuid5(version_id, "turn")
 
 
 def take_turn(session: Session, reception: Reception, event: DocumentSubmitted, topic: str, share: int) -> bool:
@@ -108,7 +117,7 @@ def take_turn(session: Session, reception: Reception, event: DocumentSubmitted, 
         ),
         {
             "tenant": reception.tenant_id,
-            "event": event.event_id,
+            "event": _place_of(version_id),
             "document": reception.document_id,
             "version": reception.version_id,
             "topic": topic,

@@ -121,7 +121,7 @@ def open_upload(session: Session, tenant_id: UUID, upload_id: UUID, token: str, 
     # bucket directly has no token, and nothing opens it here.
     expected = row.token_hash if row and row.token_hash else secrets.token_hex(32)
     if not hmac.compare_digest(_hash(token), expected) or row is None:
-        raise _not_allowed()
+        raise not_allowed()
     return Upload(*row[:6])
 
 
@@ -150,7 +150,7 @@ def close_upload(session: Session, tenant_id: UUID, upload_id: UUID, now: dateti
         {"tenant": tenant_id, "upload": upload_id, "now": now},
     ).rowcount  # type: ignore[attr-defined]
     if not used:
-        raise _not_allowed()
+        raise not_allowed()
 
 
 def find_upload(session: Session, principal: Principal, upload_id: UUID) -> Upload | None:
@@ -183,7 +183,8 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-def _not_allowed() -> PermanentError:
+def not_allowed() -> PermanentError:
+    """There is no such upload any more, or there never was one."""
     return PermanentError(
         "upload-not-allowed",
         "This address takes no upload: it is unknown, used, or its time is over.",

@@ -78,7 +78,7 @@ class Fetcher:
                 if response.status in (301, 302, 303, 307, 308) and headers.get("location"):
                     target = self._redirected(target, headers["location"], first if stay_on_host else None)
                     continue
-                return _page(target, response, headers, limits)
+                return _page(target, response, headers, limits, asked=bool(etag or last_modified))
         raise FetchFailed(
             "redirect-refused", f"The page redirects more than {MAX_REDIRECTS} times.", "Give its final address."
         )
@@ -139,11 +139,14 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _page(target: Target, response: httpcore.Response, headers: dict[str, str], limits: Limits) -> Page:
+def _page(target: Target, response: httpcore.Response, headers: dict[str, str], limits: Limits, *, asked: bool) -> Page:
     validators = [headers.get(name, "") for name in ("etag", "last-modified")]
     etag, last_modified = (value if len(value) <= MAX_VALIDATOR and value.isascii() else "" for value in validators)
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()[:255]
     if response.status == 304:
+        if not asked:
+            # Taken for "nothing new", the page would be done without ever having been read.
+            raise unreachable("it says that nothing changed, but was not asked")
         return Page(target.url, None, media_type, etag, last_modified)
     if response.status != 200:
         raise _refused(response.status, headers)

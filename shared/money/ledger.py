@@ -217,14 +217,16 @@ def priced(found: Price | None, model: str, stage: str, now: datetime, *, writes
     return Price(found.input if found else Decimal(0), Decimal(0))
 
 
-def settle(session: Session, reservation: Reservation, tokens: int, output_tokens: int = 0) -> Decimal:
+def settle(
+    session: Session, reservation: Reservation, tokens: int, output_tokens: int = 0, *, wrote: bool = False
+) -> Decimal:
     """Book what the call has cost, in the transaction that stores what it bought; returns EUR.
 
-    A provider that counts nothing (`tokens` 0) is booked at the most it can have been: never less than the truth.
+    What a provider does not count is booked at the most it can have been, never less than the truth: all of it where
+    `tokens` is 0, the output where it counted none and yet `wrote` something.
     """
-    if not tokens:
-        return _close(session, reservation, "settled", reservation.most, output_tokens or reservation.most_output)
-    return _close(session, reservation, "settled", tokens, output_tokens)
+    output = output_tokens or (reservation.most_output if wrote or not tokens else 0)
+    return _close(session, reservation, "settled", tokens or reservation.most, output)
 
 
 def release(session: Session, reservation: Reservation, tokens: int = 0, output_tokens: int = 0) -> Decimal:

@@ -145,11 +145,16 @@ def require_source(session: Session, tenant_id: UUID, source: str) -> None:
     The answer is the same for an unknown tenant: no message learns which tenants exist.
     """
     if not may_speak(session, tenant_id, source):
-        raise PermanentError(
-            "source-not-bound",
-            "This source may not speak for the tenant of the message.",
-            "Have an operator bind the source to the tenant (`noesis tenants bind`), or correct the tenant id.",
-        )
+        raise not_bound()
+
+
+def not_bound() -> PermanentError:
+    """The source of a message may not speak for its tenant."""
+    return PermanentError(
+        "source-not-bound",
+        "This source may not speak for the tenant of the message.",
+        "Have an operator bind the source to the tenant (`noesis tenants bind`), or correct the tenant id.",
+    )
 
 
 def list_tenants(operator: Session) -> list[Tenant]:

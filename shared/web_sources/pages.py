@@ -104,9 +104,9 @@ _SCHEDULE = (
 
 def record_fetched(
     session: Session, tenant_id: UUID, page_id: UUID, *, content_hash: str, etag: str, last_modified: str
-) -> None:
-    """The page was read; it is due again after its source's interval. A page removed meanwhile stays away."""
-    session.execute(
+) -> bool:
+    """The page was read; it is due again after its source's interval. False for one that was removed meanwhile."""
+    written = session.execute(
         text(
             "update core.web_pages p set state = 'fetched', content_hash = :hash, etag = :etag, "
             "last_modified = :last_modified, missing = 0, failures = 0, reason = null, message = null, "
@@ -120,6 +120,7 @@ def record_fetched(
             "last_modified": last_modified,
         },
     )
+    return bool(written.rowcount)  # type: ignore[attr-defined]
 
 
 def record_failure(session: Session, tenant_id: UUID, page_id: UUID, failure: FetchFailed) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -75,7 +76,8 @@ class Platform:
         pid = next(s["pid"] for s in self.status()["services"] if s["name"] == service)
         victim = psutil.Process(pid)
         for process in [*victim.children(recursive=True), victim]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself when the one above it was killed
+                process.kill()
 
     def advance(self, seconds: int) -> None:
         """Move the clock of the bus: retries, deadlines, tasks and schedules that are due fire now."""
@@ -104,18 +106,8 @@ def eventually(
         time.sleep(0.1)
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
-
-
 def _free_row(count: int) -> int:
-    """The first of `count` consecutive free ports."""
+    """The first of `count` consecutive free ports, below those that the system gives out by itself."""
     for first in range(18_101, 28_000, 10):
         probes = [socket.socket() for _ in range(count)]
         try:
@@ -140,11 +132,12 @@ def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
     folder = Path(tempfile.mkdtemp(prefix="noesis-platform-"))
     folder.chmod(0o711)
     home = folder / "home"
+    first = _free_row(4 + len(PORTS))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NOESIS_", "COVERAGE"))} | {
         "NOESIS_HOME": str(home),
         "BUS_TEST_CLOCK": "true",
-        "FUNCTIONS_PORT": str(_free_row(4)),
-        **dict(zip(PORTS, map(str, _free_ports(len(PORTS))), strict=True)),
+        "FUNCTIONS_PORT": str(first),
+        **{name: str(port) for port, name in enumerate(PORTS, first + 4)},
     }
     # What the database of other tests in this session has set is not for a platform of its own.
     for name in (

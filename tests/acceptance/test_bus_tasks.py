@@ -181,9 +181,9 @@ def test_a_failing_task_is_retried_after_growing_backoffs_and_given_up(
         task = client.get_task(name=name)
         wait = task.schedule_time.timestamp() - task.last_attempt.response_time.timestamp()
         assert backoff - 0.5 < wait < backoff + 0.5
-        bus.advance(backoff - 1)
+        bus.advance(backoff - 8)  # what is left is time for a busy machine to look
         assert len(receiver.received) == attempt
-        bus.advance(1.1)
+        bus.advance(8.1)
     receiver.wait_for(lambda received: len(received) == 4)
     _wait(lambda: _gone(client, name))
     bus.advance(1000)
@@ -203,9 +203,9 @@ def test_a_queue_keeps_its_rate(
     client.resume_queue(name=parent)
     receiver.wait_for(lambda received: len(received) >= 1)
     bus.advance(2)
-    elapsed = time.monotonic() - started
-    # The bucket holds one second's fifth: what a jump of the clock leaves over is not saved up.
-    assert len(receiver.received) <= 2 + 5 * (elapsed + 0.5)
+    # The bucket holds one second's fifth: what a jump of the clock leaves over is not saved up. Counted before the time
+    # is taken: what comes in between is not held against it.
+    assert len(receiver.received) <= 2 + 5 * (time.monotonic() - started + 0.5)
     receiver.wait_for(lambda received: len(received) >= 5, 5)
     assert len(receiver.received) <= 3 + 5 * (time.monotonic() - started)
 

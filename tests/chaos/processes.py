@@ -20,7 +20,8 @@ from pathlib import Path
 import yaml
 from sqlalchemy import create_engine, text
 
-from local.bus.trial import OurBus, free_ports
+from local.bus.trial import OurBus
+from local.ports import free_ports
 from local.processes import spawn
 from shared.database import operator_session
 from shared.events import Message

@@ -207,7 +207,7 @@ def test_two_workers_at_once_answer_once(tenant: Principal, fake_services: Servi
     barrier = threading.Barrier(2)
 
     def deliver() -> None:
-        barrier.wait(10)
+        barrier.wait(60)
         try:
             answer_question(command, fake_services)
             outcomes.append("answered")
@@ -218,7 +218,7 @@ def test_two_workers_at_once_answer_once(tenant: Principal, fake_services: Servi
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(outcomes) == ["answered", "superseded"]
     assert len(models_of(fake_services).asked) == 1
     assert bus.names().count("answer-ready") == 1

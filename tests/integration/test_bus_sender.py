@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from local.bus.outbound import Broken, Sender, Unreachable
-from local.bus.trial import free_ports
+from local.ports import free_ports
 
 Serve = Callable[..., "Canned"]
 

@@ -413,6 +413,7 @@ def test_killed_at_any_point_the_same_command_finishes(
         "tenant, secret = UUID(sys.argv[1]), sys.argv[2]\n"
         "for step in erase_tenant(tenant, services().storage, secret=secret, stage='dev', slice_rows=1):\n"
         "    print(*step, flush=True)\n"
+        "    sys.stdin.readline()\n"
     )
     close(tenant)
     kills, code = 0, -signal.SIGKILL
@@ -420,15 +421,20 @@ def test_killed_at_any_point_the_same_command_finishes(
         kills += 1
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(tenant.tenant_id), SECRET],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=dict(os.environ),
         )
+        assert process.stdin is not None
         assert process.stdout is not None
         with process:
             for _ in range((kills * 3) ** 2):
                 if not process.stdout.readline():
                     break
+                # It never gets further ahead than the transaction in which it is killed, however busy we are.
+                process.stdin.write("\n")
+                process.stdin.flush()
             else:
                 process.kill()
             code = process.wait(timeout=60)

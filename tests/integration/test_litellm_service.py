@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from local.ports import free_ports
 from shared.errors import Postponed
 from shared.llm import LiteLLM
 from shared.settings import Settings
@@ -122,14 +122,6 @@ class Service:
     log: Path
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def command(port: int) -> list[str]:
     """The command that starts the service; skips where its environment is not installed."""
     if not PYTHON.exists():
@@ -140,7 +132,7 @@ def command(port: int) -> list[str]:
 @pytest.fixture(scope="module")
 def service(stand_in: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One proxy for the module (it takes more than ten seconds to start), with the two settings on the stand-in."""
-    port, folder = free_port(), tmp_path_factory.mktemp("litellm")
+    (port,), folder = free_ports(1), tmp_path_factory.mktemp("litellm")
     environment = os.environ | {
         "LITELLM_MASTER_KEY": KEY,
         "CHAT_MODEL": CHAT,
@@ -494,7 +486,7 @@ def test_a_start_that_cannot_work_ends_at_once_with_one_line(
     service: Service, changed: dict[str, str], reason: str
 ) -> None:
     """No key, virtual keys without prisma, or a taken port: status 2 and what to change, no traceback."""
-    port = free_port() if "FREE_PORT" in changed else int(service.url.rpartition(":")[2])
+    port = free_ports(1)[0] if "FREE_PORT" in changed else int(service.url.rpartition(":")[2])
     environment = os.environ | {"LITELLM_MASTER_KEY": KEY} | changed
     ended = subprocess.run(
         command(port), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -20,7 +20,7 @@ import pytest
 
 from local import control, postgres, status
 from local import state as states
-from local.postgres import free_port
+from local.ports import free_ports
 from local.report import Report
 from local.state import State
 from shared.settings import CHECKOUT
@@ -98,7 +98,7 @@ def four_free_ports() -> int:
 def platform(tmp_path: Path) -> Iterator[Platform]:
     """A platform of its own, stopped afterwards whatever the test did to it."""
     names = ("POSTGRES_PORT", "BUS_PUBSUB_PORT", "BUS_HTTP_PORT", "BUS_TASKS_PORT", "LITELLM_PORT", "WEB_PORT")
-    ports = {name: free_port() for name in names}
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     first = four_free_ports()
     while set(ports.values()) & set(range(first, first + 4)):
         first = four_free_ports()
@@ -174,7 +174,7 @@ def test_a_second_runner_is_refused_and_disturbs_nothing(platform: Platform) -> 
     """One runner a home: the second one says who has it and leaves the first one's state alone."""
     runner = platform.up()
     platform.ready(runner)
-    assert platform.up().wait(timeout=15) == 1
+    assert platform.up().wait(timeout=60) == 1
     assert f"runner pid {runner.pid}" in platform.output
     assert platform.ready(runner).services["web"].identity.process() is not None
 
@@ -182,7 +182,7 @@ def test_a_second_runner_is_refused_and_disturbs_nothing(platform: Platform) -> 
 def test_a_taken_port_starts_nothing(platform: Platform) -> None:
     """The check comes before the first process: no half platform has to be stopped."""
     with socket.create_server(("127.0.0.1", platform.ports["WEB_PORT"])):
-        assert platform.up().wait(timeout=15) == 1
+        assert platform.up().wait(timeout=60) == 1
     assert f"port {platform.ports['WEB_PORT']} (WEB_PORT, for web) is taken" in platform.output
     state = states.read(platform.home)
     assert state

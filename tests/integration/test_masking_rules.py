@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -68,7 +69,7 @@ def test_commands_change_what_leaves_and_the_audit_says_so(tenant: Principal) ->
     assert "as it is" in listed
     forget_policies()
     traced = policy_of(tenant.tenant_id).mask(TEXT)
-    assert "0351" not in traced
+    assert "0351" not in re.sub("⟦[^⟧]*⟧", "", traced)  # the digits of a pseudonym are chance
     assert "eva@nordwind.example" in traced
     noesis(tenant, "remove", "projekt adler")
     noesis(tenant, "set", "phone", "on")

@@ -39,7 +39,8 @@ from shared.tenants.directory import Principal
 DIMENSION = 64
 RETRY_AFTER = 7
 SILENCE = 0.25
-"""Seconds without a sign of life that these tests bear; a drip may go on for twice that."""
+"""Seconds without a sign of life that these tests bear from a provider that means to be silent; a drip may go on for
+twice that. What is answered has all the time of production: a busy machine is no fault of a provider."""
 
 KINDS = (
     "429-retry-after",
@@ -63,6 +64,7 @@ KINDS = (
     "duplicate-index",
     "swapped",
 )
+SILENT = ("hang", "drip")
 PAID = {"dimension", "nan", "zeros", "short", "duplicate-index", "swapped"}
 """Answers that came whole and said what they cost, usable or not; `swapped` is in another order and usable."""
 
@@ -80,16 +82,26 @@ class Provider:
     """How often a usable vector of each text went out."""
     seen: Counter[str] = field(default_factory=Counter)
     done: threading.Event = field(default_factory=threading.Event)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Condition = field(default_factory=threading.Condition)
+
+    def coming(self) -> str:
+        """The fault of the next request: spread evenly at the rate, each kind in its turn."""
+        asked = sum(self.seen.values())
+        wrong = int((asked + 1) * self.rate) > int(asked * self.rate)
+        return self.kinds[(asked - self.seen[""]) % len(self.kinds)] if wrong else ""
 
     def fault(self) -> str:
-        """The fault of the next request: spread evenly at the rate, each kind in its turn."""
+        """Take the next fault."""
         with self.lock:
-            asked = sum(self.seen.values())
-            wrong = int((asked + 1) * self.rate) > int(asked * self.rate)
-            kind = self.kinds[(asked - self.seen[""]) % len(self.kinds)] if wrong else ""
+            kind = self.coming()
             self.seen[kind] += 1
+            self.lock.notify_all()
         return kind
+
+    def wait_until_asked(self, times: int) -> None:
+        """Return when so many requests were heard: one that was given up may be heard only afterwards."""
+        with self.lock:
+            assert self.lock.wait_for(lambda: sum(self.seen.values()) >= times, 60), "the request was never heard"
 
 
 def good(texts: list[str]) -> dict[str, Any]:
@@ -198,6 +210,30 @@ def provider() -> Iterator[Provider]:
         thread.join()
 
 
+class Listening(LiteLLM):
+    """Impatient with the provider when it is about to be silent, and only then; one call after the other."""
+
+    def __init__(self, settings: Settings, provider: Provider) -> None:
+        super().__init__(settings)
+        self.provider = provider
+        # The connection is no part of the silence: without it the provider would not know that it was asked.
+        self.hurried = LiteLLM(settings, httpx.Timeout(60, read=SILENCE), 2 * SILENCE)
+
+    def embed_counted(self, texts: Sequence[str], **options: Any) -> Embedded:
+        """The vectors, as the provider's next fault has it."""
+        asked = sum(self.provider.seen.values())
+        ask = self.hurried.embed_counted if self.provider.coming() in SILENT else super().embed_counted
+        try:
+            return ask(texts, **options)
+        finally:
+            self.provider.wait_until_asked(asked + 1)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.hurried.close()
+        super().close()
+
+
 @dataclass
 class Pipeline:
     """A tenant with a paid model, the services, and the commands of one document."""
@@ -271,7 +307,7 @@ class Pipeline:
 @pytest.fixture
 def pipeline(
     tenant: Principal, settings: Settings, bus: FakeBus, provider: Provider, request: pytest.FixtureRequest
-) -> Pipeline:
+) -> Iterator[Pipeline]:
     """Batches of three chunks (six, or as many as the test asks for), a euro a token."""
     batches: int = getattr(request, "param", 6)
     clock = FakeClock(datetime.now(UTC))
@@ -292,12 +328,9 @@ def pipeline(
     found = [decode(m.data.encode(), m.attributes) for m in bus.published]
     commands = [m for m in found if isinstance(m, EmbedChunks)]
     assert len(commands) == batches
-    models = LiteLLM(
-        settings.model_copy(update={"litellm_url": provider.url}),
-        timeout=httpx.Timeout(SILENCE),
-        embed_seconds=2 * SILENCE,
-    )
-    return Pipeline(tenant, space, Services(settings, clock, _models=models), clock, commands, texts, bus)
+    models = Listening(settings.model_copy(update={"litellm_url": provider.url}), provider)
+    yield Pipeline(tenant, space, Services(settings, clock, _models=models), clock, commands, texts, bus)
+    models.close()
 
 
 def check_whole(pipeline: Pipeline, provider: Provider) -> None:

@@ -26,7 +26,7 @@ from sqlalchemy import text
 from functions.agent import main as agent
 from functions.embed import main as embed
 from functions.ingest import main as ingest
-from local.bus.trial import free_ports
+from local.ports import free_ports
 from shared import doors, tracing
 from shared.database import operator_session, tenant_session
 from shared.doors import Delivery, Door, handles
@@ -276,7 +276,7 @@ def test_a_trace_that_saw_an_error_is_kept_whole(
 
 def thin(collector: Receiver, rate: float = 0.0) -> Exporter:
     """An exporter that keeps hardly anything, in force."""
-    client = httpx.Client(timeout=5)
+    client = httpx.Client(timeout=60)
     exporter = Exporter([Destination("test", collector.url + "/v1/traces", {}, client)], "s", "prod", rate, False)
     tracing.use_sink(exporter)
     return exporter
@@ -344,7 +344,7 @@ def test_what_leaves_is_masked_and_no_exception_tells_its_text(collector: Receiv
 def test_a_dead_collector_costs_one_try_and_one_line(caplog: pytest.LogCaptureFixture, unused_url: str) -> None:
     """Refused connections: the first operation meets it, the others do not ask, nobody sees an error."""
     now = [0.0]
-    destination = Destination("it", unused_url, {}, httpx.Client(timeout=1), clock=lambda: now[0])
+    destination = Destination("it", unused_url, {}, httpx.Client(timeout=60), clock=lambda: now[0])
     tracing.use_sink(Exporter([destination], "s", "dev", 1.0, True))
     try:
         with caplog.at_level(logging.INFO):

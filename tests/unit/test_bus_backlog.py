@@ -49,7 +49,7 @@ def _publish(store: Store, backlog: Backlog, ids: range, body: bytes = b"x", at:
         for id_ in ids:
             backlog.arrived(id_, published, body)
 
-    store.submit(insert_messages([(backlog.key, id_, published, body) for id_ in ids]), hand_over).result(10)
+    store.submit(insert_messages([(backlog.key, id_, published, body) for id_ in ids]), hand_over).result(60)
 
 
 def test_messages_come_in_order_through_a_small_window(store: Store, backlog: Backlog) -> None:
@@ -103,7 +103,7 @@ def test_a_failed_message_does_not_hold_up_the_next(store: Store, backlog: Backl
     _publish(store, backlog, range(1, 3))
     (one,) = backlog.lease(Holder(), 1)
     backlog.nack(one.id, one.attempt)
-    assert [delivery.id for delivery in backlog.lease(Holder(), 5)] == [2]
+    assert [delivery.id for delivery in backlog.lease(Holder(), 5, seconds=600)] == [2]
     clock.advance(9)
     assert backlog.lease(Holder(), 5) == []
     backlog.ack([2])
@@ -146,7 +146,7 @@ def test_what_outlives_its_retention_is_dropped(store: Store, backlog: Backlog, 
     """Eight days old: not delivered, and its row is deleted."""
     _publish(store, backlog, range(1, 2), at=clock.now() - 8 * 86400)
     assert backlog.lease(Holder(), 1) == []
-    store.submit(lambda connection: None).result(5)
+    store.submit(lambda connection: None).result(60)
     assert store.count(1) == 0
 
 

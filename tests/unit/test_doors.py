@@ -211,6 +211,14 @@ def test_the_time_of_the_first_publish_stays_with_the_message() -> None:
     assert _read({"message": {"data": "", "attributes": noted, "publish_time": "later"}}).attributes == noted
 
 
+@pytest.mark.parametrize("claim", ["9999-01-01T00:00:00Z", "2026-11-21T08:30:01Z", "soon", ""])
+def test_no_message_says_that_it_was_published_later_than_it_was(claim: str) -> None:
+    """The bus knows: with a later time of its own a message could date its version as far ahead as it likes."""
+    told = "2026-11-21T08:30:00.123Z"
+    found = _read({"message": {"data": "", "attributes": {PUBLISHED: claim}, "publishTime": told}})
+    assert found.attributes == {PUBLISHED: told}
+
+
 def test_a_raw_door_takes_what_nobody_can_decode() -> None:
     """The dead-letter archive must not itself refuse a poisoned message; it still wants the token."""
     seen: list[Delivery] = []

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -125,6 +127,34 @@ def test_a_child_that_died_while_waiting_costs_no_document() -> None:
     os.kill(dead[0], signal.SIGSEGV)
     assert parse_in_child(SMALL).text
     assert idle() != dead
+
+
+@pytest.mark.parametrize(("takes", "shares"), [(15.0, [20.0, 5.0]), (25.0, [20.0])])
+def test_a_second_try_has_what_the_first_one_left_of_the_time(
+    takes: float, shares: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A used child dies over its document: a fresh one gets the rest of the time, both together no more than all."""
+    now, given = [0.0], list[float]()
+
+    class Dying:
+        served = 1
+
+        def parse(self, data: bytes, head: dict[str, Any], seconds: float) -> None:
+            given.append(seconds)
+            assert head["seconds"] == seconds
+            now[0] += min(takes, seconds)
+            raise EOFError if len(given) == 1 else TimeoutError
+
+        def end(self) -> tuple[int, int]:
+            return -signal.SIGSEGV, 0
+
+    monkeypatch.setattr(sandbox, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sandbox, "_Child", Dying)
+    monkeypatch.setattr(sandbox, "_idle", [Dying()])
+    with pytest.raises(PermanentError) as caught:
+        parse_in_child(SMALL, seconds=20)
+    assert (given, now[0], caught.value.reason) == (shares, 20.0, "parse-crash")
+    assert isinstance(caught.value.__cause__, EOFError)
 
 
 def test_a_child_that_dies_over_a_document_is_a_crash() -> None:
@@ -257,7 +287,7 @@ def test_children_end_with_their_parent() -> None:
 def running(pid: int) -> bool:
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
         return False
 
 

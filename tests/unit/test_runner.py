@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,11 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pytest
 
-from local import credentials, logs, ports, processes, runner, services
+from local import credentials, logs, ports, postgres, processes, runner, services
 from local import state as states
 from local.ports import Port
 from local.processes import Identity
@@ -80,6 +83,19 @@ def test_free_ports_pass_even_right_after_a_connection_ended() -> None:
     for each in (accepted, client, server):  # the server's side closes first and keeps the TIME_WAIT
         each.close()
     ports.check([Port("web", number, "WEB_PORT")])
+
+
+@pytest.mark.parametrize(("given", "below"), [("32768\t60999", 32_768), ("1024\t65535", 65_536), (None, 49_152)])
+def test_ports_for_services_are_not_those_that_the_system_gives_out(
+    given: str | None, below: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is room below: nobody who asks for any port can come before the service that is being started."""
+    if given is not None:
+        (tmp_path / "range").write_text(given + "\n")
+    monkeypatch.setattr(ports, "_GIVEN_BY_LINUX", tmp_path / "range")
+    found = ports.free_ports(20)
+    assert len(set(found)) == 20
+    assert max(found) < below
 
 
 # ---- credentials
@@ -214,6 +230,48 @@ def test_a_recycled_pid_is_another_process(sleeper: subprocess.Popen[bytes]) -> 
     assert Identity(sleeper.pid, identity.started - 100).process() is None
 
 
+def test_a_database_that_is_back_is_written_down_before_it_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads the line and looks at the state finds the new pid there."""
+    seen: list[int] = []
+
+    class Looking(Report):
+        def line(self, mark: str, text: str) -> None:
+            state = states.read(settings.noesis_home)
+            if state and "is back" in text:
+                seen.append(state.services["postgres"].pid)
+
+    platform = _with_database(settings, Looking(), _ended())
+    monkeypatch.setattr(postgres, "start", lambda *_: SimpleNamespace(pid=os.getpid(), port=1))
+    platform._revive_database()
+    assert seen == [os.getpid()]
+
+
+def test_a_database_that_died_a_moment_ago_does_not_keep_the_platform_from_stopping(settings: Settings) -> None:
+    """Its number is in nobody's process table any more; what is left is written down all the same."""
+    platform = _with_database(settings, Report(), _ended())
+    platform._change("stopping")
+    state = states.read(settings.noesis_home)
+    assert state
+    assert (state.phase, state.services) == ("stopping", {})
+
+
+def _with_database(settings: Settings, report: Report, pid: int) -> runner._Platform:
+    """A platform that believes that its database has this pid."""
+    (settings.noesis_home / "run").mkdir()
+    platform = runner._Platform(settings, report)
+    platform._server = cast("postgres.Server", SimpleNamespace(pid=pid, port=1))
+    return platform
+
+
+def _ended() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 def test_leftovers_of_a_killed_runner_are_stopped_and_strangers_are_not(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +322,7 @@ def test_children_end_with_a_killed_runner(tmp_path: Path) -> None:
     _until_written(tmp_path / "log")
     parent.kill()
     parent.wait()
-    assert child.status() == psutil.STATUS_ZOMBIE or child.wait(timeout=5) is None
+    _until_ended(child)
 
 
 def test_logs_stay_small_while_their_writer_goes_on(tmp_path: Path) -> None:
@@ -285,6 +343,15 @@ def test_last_words_are_the_cause(tmp_path: Path) -> None:
     path.write_bytes(b"earlier\n" + b"  boom()\n  ^^^^\nValueError: no\n")
     assert logs.last_words(path, since=8) == "boom() | ValueError: no"
     assert logs.last_words(tmp_path / "absent.log") == "it said nothing"
+
+
+def _until_ended(process: psutil.Process) -> None:
+    """Of a stranger's child: whoever inherits it reaps it at once, later, or (in a container without init) never."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the child outlived its parent"
+            time.sleep(0.01)
 
 
 def _until_written(path: Path) -> None:

@@ -134,6 +134,25 @@ def test_a_killed_child_is_restarted(supervise: Callable[..., Supervisor], capsy
     assert health.answers(service.port.number, "/", (200,))
 
 
+def test_who_is_back_is_written_down_before_it_is_told(tmp_path: Path) -> None:
+    """Who reads the line and looks at the state finds there what it says."""
+    told: list[str] = []
+
+    class Listening(Report):
+        def line(self, mark: str, text: str) -> None:
+            told.append(text)
+
+    supervisor = Supervisor([server("web")], tmp_path, Listening(), lambda: told.append("written"))
+    try:
+        supervisor.start(threading.Event())
+        os.kill(supervisor.recorded()["web"].pid, signal.SIGKILL)
+        watch_until(supervisor, lambda: any("is back" in text for text in told))
+    finally:
+        supervisor.stop(["web"], patience=0.2)
+    back = next(at for at, text in enumerate(told) if "is back" in text)
+    assert told[back - 2 : back] == ["written", "written"]  # once when it was started, once when it was ready
+
+
 def test_workers_of_a_killed_leader_do_not_keep_its_port(supervise: Callable[..., Supervisor]) -> None:
     """The forked worker that outlives its leader holds the socket: it is ended, so that the restart can listen."""
     supervisor = supervise(server("web", forks=True))

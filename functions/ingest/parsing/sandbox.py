@@ -130,8 +130,8 @@ def parse_in_child(
 ) -> ParsedDocument:
     """`parsing.parse` in a child process: the same values and errors, and it always comes back.
 
-    `seconds` is wall time, `memory_mb` the address space of the child. Raises what `parse` raises, "parse-timeout",
-    "parse-memory" and "parse-crash". Safe to call from several threads.
+    `seconds` is wall time of all that is tried, `memory_mb` the address space of the child. Raises what `parse` raises,
+    "parse-timeout", "parse-memory" and "parse-crash". Safe to call from several threads.
     """
     head = {
         "name": name,
@@ -140,15 +140,23 @@ def parse_in_child(
         "memory": memory_mb * 1024 * 1024,
         "recogniser": [recogniser.program, recogniser.languages] if recogniser else None,
     }
+    until = time.monotonic() + seconds
     child = _take()
     used = child.served > 0
     try:
         return _parse_with(child, data, head, seconds, memory_mb)
     except PermanentError as error:
         # A used child may have died while it waited, or be full of what came before: no document fails for that.
-        if not used or error.reason not in ("parse-crash", "parse-memory"):
+        left = until - time.monotonic()
+        if not used or error.reason not in ("parse-crash", "parse-memory") or left <= 0:
             raise
-    return _parse_with(_Child(), data, head, seconds, memory_mb)
+        first = error
+    try:
+        return _parse_with(_Child(), data, head | {"seconds": left}, left, memory_mb)
+    except PermanentError as error:
+        if error.reason == "parse-timeout":  # it had less than its whole time: what the first one died of says more
+            raise first from first.__cause__
+        raise
 
 
 def _parse_with(child: _Child, data: bytes, head: dict[str, Any], seconds: float, memory_mb: int) -> ParsedDocument:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid5
 
 from sqlalchemy.orm import Session
@@ -40,6 +41,9 @@ PAGES = 2_000
 
 SLICE = 100
 
+IN_HAND = timedelta(minutes=15)
+"""When a sitemap is read again if nothing is heard of its reading: longer than any."""
+
 TOPIC = f"documents-{SOURCE}"
 
 
@@ -61,6 +65,9 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
 
 def _read(sitemap: DueSitemap, services: Services, counts: dict[str, int]) -> None:
     delay = services.settings.web_sources_delay
+    with tenant_session(sitemap.tenant_id) as session:
+        # One that kills whoever reads it must not be the first of the next run too, and keep all others waiting.
+        postpone(session, sitemap, datetime.now(UTC) + IN_HAND)
     try:
         page = visit(
             services.web,
