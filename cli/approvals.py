@@ -134,7 +134,7 @@ def _lines(approval: Approval) -> list[tuple[str, str]]:
     lines = [
         ("tool", approval.tool),
         ("arguments", _visible(approval.arguments, indent=2)),
-        ("question", approval.question),
+        ("question", _printable(approval.question)),
         ("asked for", approval.asked_for),
         ("approvers", ", ".join(approval.approvers) + (" (not the asker)" if approval.four_eyes else "")),
         ("state", approval.state),
@@ -143,11 +143,14 @@ def _lines(approval: Approval) -> list[tuple[str, str]]:
     if approval.edited is not None:
         lines.append(("edited", _visible(approval.edited, indent=2)))
     if approval.note:
-        lines.append(("note", approval.note))
+        lines.append(("note", _printable(approval.note)))
     return lines
 
 
 def _visible(arguments: dict[str, Any], indent: int | None = None) -> str:
-    """Arguments as they are: a character that reorders or hides, or moves the cursor, is shown by its number."""
-    shown = json.dumps(arguments, ensure_ascii=False, indent=indent)
+    return _printable(json.dumps(arguments, ensure_ascii=False, indent=indent))
+
+
+def _printable(shown: str) -> str:
+    """A text as it is: a character that reorders or hides, or moves the cursor, is shown by its number."""
     return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in shown)

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import httpx
 
 from shared import tracing
-from shared.completions import ChatReply, Completion, CutOff, ToolCall, filtered, garbled, is_filtered
+from shared.completions import ChatReply, Completion, CutOff, ToolCall, filtered, garbled, is_filtered, server_sent
 from shared.embeddings import Embedded, UnusableVectors, embedded, read_vectors
 from shared.errors import PermanentError, Postponed, TooSlow, TransientError
 from shared.rerankings import Reranked, reranked
@@ -88,7 +88,10 @@ class Models(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         max_tokens: int | None = None,
     ) -> Iterator[str | ChatReply]:
-        """The answer piece by piece, then the ChatReply; messages and tools as OpenAI's chat completions have them."""
+        """The answer piece by piece, then the ChatReply; messages and tools as OpenAI's chat completions have them.
+
+        A piece of a tool call is an empty text.
+        """
 
     def abilities(self) -> Abilities:
         """What the configured chat model can do."""
@@ -184,7 +187,7 @@ class LiteLLM:
         tools: Sequence[dict[str, Any]] = (),
         max_tokens: int | None = None,
     ) -> Iterator[str | ChatReply]:
-        """The answer piece by piece, then the ChatReply.
+        """The answer piece by piece, then the ChatReply; a piece of a tool call is an empty text.
 
         Raises like `embed_counted`, PermanentError `content-filtered`, and CutOff when an answer that had begun ends
         in the middle or takes longer than CHAT_SECONDS.
@@ -211,8 +214,9 @@ class LiteLLM:
             ):
                 _check(response, b"" if response.status_code == 200 else response.read())
                 began = True
-                for event in _server_sent(response, deadline):
-                    if piece := completion.read(event):
+                for event in server_sent(_until(deadline, response.iter_bytes())):
+                    # Also what says nothing: whoever waits for a long tool call must be able to look up.
+                    if (piece := completion.read(event)) or completion.calling:
                         yield piece
             reply = completion.reply(settings.chat_model)
         except TransientError as error:
@@ -220,7 +224,7 @@ class LiteLLM:
                 raise
             late = time.monotonic() > deadline
             detail = f"the model's answer took longer than {CHAT_SECONDS} s" if late else str(error)
-            raise CutOff(detail, *completion.counted) from error
+            raise CutOff(detail, *completion.counted, completion.written) from error
         yield reply
 
     def abilities(self) -> Abilities:
@@ -270,20 +274,11 @@ def _read(response: httpx.Response, deadline: float) -> bytes:
     return bytes(body)
 
 
-def _server_sent(response: httpx.Response, deadline: float) -> Iterator[Any]:
-    for line in response.iter_lines():
+def _until(deadline: float, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
         if time.monotonic() > deadline:
             raise TransientError(f"the model's answer took longer than {CHAT_SECONDS} s")
-        if not line.startswith("data:"):
-            continue
-        payload = line[5:].strip()
-        if payload == "[DONE]":
-            return
-        try:
-            event = json.loads(payload)
-        except (ValueError, RecursionError):
-            raise garbled() from None
-        yield event
+        yield piece
 
 
 @contextmanager

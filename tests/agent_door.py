@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from local.bus.tokens import Tokens
+from shared import doors
 from shared.conversations.runs import Run, RunEvent, events_after, read_run
 from shared.conversations.runs import ask as put_question
 from shared.database import operator_session, tenant_session
@@ -145,6 +146,7 @@ def open_door(folder: Path) -> Iterator[Door]:
             patch.setenv(name, value)
         get_settings.cache_clear()
         services.cache_clear()
+        doors._verifier.cache_clear()  # another module's door has had other keys
         source = str(ROOT / "functions/agent/main.py")
         app = _create(target="agent", source=source, signature_type="http")
         # The first answer takes the proxy seconds: what it imports late must not look like a silent provider.
@@ -157,3 +159,4 @@ def open_door(folder: Path) -> Iterator[Door]:
                 operator.execute(text("delete from core.prices where model in (:a, :b)"), {"a": CHAT, "b": EMBEDDINGS})
     get_settings.cache_clear()
     services.cache_clear()
+    doors._verifier.cache_clear()

@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 import pytest
 
+from local.ports import free_ports
 from shared.fakes import hashed_vector
 
 ROOT = Path(__file__).parents[1]
@@ -53,11 +54,16 @@ FAULTS = (*REFUSED, *UNFINISHED, *FINISHED)
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """One answer: words and tool calls (name, arguments as the model writes them), or a fault of FAULTS."""
+    """One answer: words and tool calls (name, arguments as the model writes them), or a fault of FAULTS.
+
+    `usage` is what the provider says it counted, instead of what it did; `half`: the line is cut in the first call.
+    """
 
     text: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     fault: str = ""
+    usage: dict[str, Any] | None = None
+    half: bool = False
 
 
 @dataclass
@@ -184,6 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
             call = {"index": number, "id": f"call-{number}", "type": "function"}
             half = len(arguments) // 2
             self._call(body, call | {"function": {"name": name, "arguments": arguments[:half]}})
+            self.script.before_piece(len(pieces) + number)
+            if say.half:
+                self._reset()
+                return
             self._call(body, {"index": number, "function": {"arguments": arguments[half:]}})
         self._end(body, say)
 
@@ -195,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._event(body, {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         tokens = {"in": tokens_of(body["messages"]), "out": tokens_of([say.text, list(say.calls)])}
         usage: dict[str, Any] = {"prompt_tokens": tokens["in"], "completion_tokens": tokens["out"]}
+        if say.usage is not None:
+            usage = {"prompt_tokens": 0, "completion_tokens": 0} | say.usage
         if say.fault == "wrong-usage":
             usage = {"prompt_tokens": -5, "completion_tokens": 10**9}
         if say.fault != "no-usage":
@@ -265,9 +277,7 @@ def behind_proxy(script: Script, folder: Path) -> Iterator[str]:
     python = ROOT / (".venv-litellm/Scripts/python.exe" if sys.platform == "win32" else ".venv-litellm/bin/python")
     if not python.exists():
         pytest.skip("the environment of the model service is not installed (.venv-litellm)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     environment = os.environ | {
         "LITELLM_MASTER_KEY": KEY,
         "CHAT_MODEL": CHAT,

@@ -19,6 +19,7 @@ from shared.conversations.ending import fail, finish
 from shared.conversations.runs import Answer, Citation, Lease, release, take_lease
 from shared.conversations.waiting import Cause, hand_over, suspend, waited_since
 from shared.database import tenant_session
+from shared.documents.reading import was_closed
 from shared.errors import PermanentError, Postponed
 from shared.events import AnswerQuestion
 from shared.llm import ToolCall
@@ -103,6 +104,7 @@ def run_graph(work: Work) -> tuple[RunState, bool]:
     if not fresh:
         snapshot = graph.get_state(config)
         if snapshot.created_at is not None:
+            _check_sources(lease, snapshot.values)
             # Not `next`: it leaves out a node whose stored resumption died before its step was kept.
             pending = [task.name for task in snapshot.tasks]
             if not pending:
@@ -113,6 +115,19 @@ def run_graph(work: Work) -> tuple[RunState, bool]:
                 return snapshot.values, True
     state = graph.invoke(start, config, context=work, durability="sync")
     return state, bool(state.get("__interrupt__"))
+
+
+def _check_sources(lease: Lease, state: RunState) -> None:
+    """A run that waited, for days perhaps, does not go on with what its member may not read any more."""
+    read = {UUID(passage["document_id"]) for passage in state.get("passages") or () if passage["document_id"]}
+    with tenant_session(lease.tenant_id) as session:
+        closed = was_closed(session, lease.tenant_id, lease.member_id, sorted(read))
+    if closed:
+        raise PermanentError(
+            "source-closed",
+            "A document that this question had read has been deleted, or you may not see it any more.",
+            "Ask it again.",
+        )
 
 
 def _decided(work: Work, state: RunState) -> bool:

@@ -19,6 +19,7 @@ from uuid import uuid5
 from sqlalchemy.orm import Session
 
 from functions.agent.journal import Journal
+from functions.agent.output_checks import plain
 from shared import tracing
 from shared.completions import CutOff, filtered
 from shared.conversations.calls import ModelCall, find_call, store_call
@@ -91,7 +92,7 @@ class Caller:
         if isinstance(opened, ModelCall):
             reply = _read_reply(opened)
             if aloud:
-                self.journal.token(reply.text)
+                self.journal.token(plain(reply.text))
                 self.journal.flush()
         else:
             with tracing.span(
@@ -126,6 +127,10 @@ class Caller:
         """The vector of a question in a space, made once under `key` in at most `seconds`. Raises as `chat`."""
         written = space.as_query(question)
         opened = self._open(key, space.model, [written], 0, 1.0)
+        if isinstance(opened, ModelCall) and not _is_of(opened, space):
+            # Another space answers since the call was made: its vectors mean nothing there.
+            key = f"{key}:{space.space_id}"
+            opened = self._open(key, space.model, [written], 0, 1.0)
         if isinstance(opened, ModelCall):
             return [float(x) for x in opened.reply["vector"]]
         try:
@@ -139,7 +144,7 @@ class Caller:
         except (Postponed, PermanentError, TransientError) as error:
             self._give_back(opened, error, [])
         vector = answer.vectors[0]
-        self._finish(key, "", opened, {"vector": vector}, answer.tokens, 0)
+        self._finish(key, "", opened, {"vector": vector, "space": str(space.space_id)}, answer.tokens, 0)
         return vector
 
     def rerank(self, key: str, model: str, question: str, documents: Sequence[str]) -> Reranked:
@@ -216,8 +221,9 @@ class Caller:
                         reply = piece
                         break
                     said.append(piece)
-                    if aloud:
-                        self.journal.token(shown.feed(piece))
+                    if aloud and piece:
+                        # The draft is shown before it is checked: what reorders or hides goes at once.
+                        self.journal.token(plain(shown.feed(piece)))
                     else:
                         self.journal.look()
         except (Postponed, PermanentError, TransientError, Superseded) as error:
@@ -232,7 +238,7 @@ class Caller:
             tool_calls=[call.name for call in reply.tool_calls],
         )
         if aloud:
-            self.journal.token(shown.close())
+            self.journal.token(plain(shown.close()))
         self.journal.collect()
         reply = replace(
             reply,
@@ -253,14 +259,14 @@ class Caller:
         self, key: str, prompt: str, reservation: Reservation, reply: dict[str, Any], tokens: int, output: int
     ) -> None:
         """Reply and price in one transaction of the run; who lost the run meanwhile still pays."""
-        model = reservation.call.model
+        model, wrote = reservation.call.model, bool(reply.get("text") or reply.get("tool_calls"))
         try:
             with self.journal.held() as session:
-                eur = settle(session, reservation, tokens, output)
+                eur = settle(session, reservation, tokens, output, wrote=wrote)
                 store_call(session, self.lease, key, ModelCall(model, prompt, reply, tokens, output, eur))
         except Superseded:
             with tenant_session(self.lease.tenant_id) as session:
-                settle(session, reservation, tokens, output)
+                settle(session, reservation, tokens, output, wrote=wrote)
             raise
         tracing.annotate(cost_eur=eur)
         extra = {"run_id": self.lease.run_id, "call": key, "tokens": tokens, "output_tokens": output, "eur": str(eur)}
@@ -273,12 +279,15 @@ class Caller:
         have been. A call that was refused before its first word cost nothing.
         """
         tokens = output = 0
-        if isinstance(error, CutOff) and error.input_tokens:
-            tokens, output = error.input_tokens, error.output_tokens
-        elif isinstance(error, UnusableVectors | UnusableRanking):
+        written = (error.written if isinstance(error, CutOff) else "") or "".join(said)
+        if isinstance(error, UnusableVectors | UnusableRanking):
             tokens = error.tokens
-        elif said:
-            tokens, output = reservation.most, min(most_tokens(["".join(said)]), reservation.most_output)
+        elif said or written:
+            tokens, output = reservation.most, min(most_tokens([written]), reservation.most_output)
+            if not written:  # only pieces of tool calls, of which nobody knows here how long they were
+                output = reservation.most_output
+        if isinstance(error, CutOff) and error.input_tokens:
+            tokens, output = error.input_tokens, error.output_tokens or output
         with tenant_session(self.lease.tenant_id) as session:
             release(session, reservation, tokens, output)
             if isinstance(error, Postponed):
@@ -300,6 +309,14 @@ def _stream(pieces: Iterator[str | ChatReply]) -> Any:
                 close()
 
     return through()
+
+
+def _is_of(call: ModelCall, space: Space) -> bool:
+    """Whether a stored vector is one of this space; an earlier release did not store of which it is."""
+    known = call.reply.get("space", str(space.space_id))
+    return bool(known == str(space.space_id) and call.model == space.model) and (
+        len(call.reply["vector"]) == space.dimension
+    )
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 A claim is a piece of the answer that ends in citation marks like [1]. It is proven when what it quotes stands in the
 cited passages and no number beside the quotation is foreign to them, or, without a quotation, when one sentence of the
-passage carries most of its words and every number in it. A claim that is not proven loses its mark and is labelled,
-and so is a sentence without a mark that no passage carries; a passage that proves nothing is not cited.
+passage carries most of its words and every number in it with its unit, and denies as it does. A claim that is not
+proven loses its mark and is labelled. A sentence without a mark gets that of the passage which carries it, or is
+labelled too; a passage that proves nothing is not cited.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from functions.agent.measuring import units_fit
 from functions.agent.quoting import (
     LIST_ITEM,
     MARKS_OF_QUOTES,
@@ -25,8 +27,12 @@ from functions.agent.quoting import (
 from functions.agent.state import CitationState, PassageState
 from functions.agent.wording import language_of
 
-_MARKS = re.compile(r"\[\d{1,3}\](?:\s*\[\d{1,3}\])*")
-_MARK = re.compile(r"\[(\d{1,3})\]")
+# [1], and how some models write several, [1, 2] or [1-3].
+_ONE = r"\[\d{1,3}(?:\s?[,;–-]\s?\d{1,3}){0,9}\]"
+_MARKS = re.compile(rf"{_ONE}(?:\s*{_ONE})*")
+_NUMBERS = re.compile(r"(\d{1,3})(?:\s?[–-]\s?(\d{1,3}))?")
+# Other habits of models: 【1†source】, [^1].
+_HABITS = re.compile(r"【(\d{1,3})(?:[†:][^【】]{0,99})?】|\[\^(\d{1,3})\]")
 # Sentences of the answer itself: a full stop after a number or a single letter ("31. März", "z. B.") ends none.
 _SENTENCE_END = re.compile(r"(?<![\d.])(?<!\b\w)[.!?]+(?=\s+[^a-zäöüß\s])|\n+")
 CLAIM_WORDS = 3
@@ -50,6 +56,10 @@ class Verified:
     results: int = 0
 
 
+Proof = tuple[PassageState, tuple[int, int]]
+"""A passage and where in its text the proof stands."""
+
+
 @dataclass
 class _Checking:
     """The answer as it is put together again."""
@@ -67,12 +77,36 @@ class _Checking:
         self.out.append(f" {self.label}")
 
     def sentences(self, text: str) -> None:
-        """Write sentences that have no mark; what no passage carries is labelled."""
+        """Write sentences that have no mark; what a passage carries gets its mark, what none carries is labelled."""
         for sentence, gap in _split(text):
-            self.out.append(sentence)
-            if _claims(sentence) and not any(_prove(sentence, [p]) for p in self.known.values()):
-                self.unproven("unmarked")
+            if _claims(sentence):
+                self._unmarked(sentence)
+            else:
+                self.out.append(sentence)
+                if not self._known_numbers(sentence):
+                    self.unproven("unmarked")
             self.out.append(gap)
+
+    def _unmarked(self, sentence: str) -> None:
+        """Write a claim to which the model has set no mark: unnamed, its source could not be closed or deleted."""
+        proofs = (proof for passage in self.known.values() for proof in _prove(sentence, [passage]))
+        proof = next(proofs, None)
+        if proof is None:
+            self.out.append(sentence)
+            self.unproven("unmarked")
+        elif proof[0]["chunk_id"]:
+            body = sentence.rstrip(".!?")
+            self.out.append(f"{body} [{_cite(self.citations, proof)}]{sentence[len(body) :]}")
+        else:
+            self.out.append(sentence)
+
+    def _known_numbers(self, sentence: str) -> bool:
+        """Whether a sentence too short for a claim ("It is 900 euros.") has its numbers from a passage."""
+        bare = LIST_ITEM.sub("", sentence)
+        numbers = numbers_in(words(bare))
+        return not numbers or any(
+            numbers <= words(whole) and units_fit(bare, whole) for whole in map(_whole, self.known.values())
+        )
 
     def claim(self, claim: str, marks: list[int]) -> None:
         """Write a claim with the marks that hold."""
@@ -80,12 +114,12 @@ class _Checking:
         cited = [self.known[number] for number in marks if number in self.known]
         proofs = _prove(claim, cited)
         own: list[str] = []
-        for passage, place in proofs:
-            if passage["chunk_id"]:
-                own.append(f"[{_cite(self.citations, passage['number'], passage['text'], place)}]")
+        for proof in proofs:
+            if proof[0]["chunk_id"]:
+                own.append(f"[{_cite(self.citations, proof)}]")
             else:
                 self.results += 1
-                own.append(f"({passage['title']})")
+                own.append(f"({proof[0]['title']})")
         if own:
             self.out.append(" " + " ".join(dict.fromkeys(own)))
         else:
@@ -94,13 +128,14 @@ class _Checking:
 
 def verify(answer: str, passages: Sequence[PassageState], unproven_label: str) -> Verified:
     """Check every claim of an answer against its passages."""
+    answer = _HABITS.sub(lambda mark: f"[{mark[1] or mark[2]}]", answer)
     checking = _Checking({passage["number"]: passage for passage in passages}, unproven_label)
     position = 0
     for marks in _MARKS.finditer(answer):
         before, claim = _last_sentence(answer[position : marks.start()].rstrip())
         position = marks.end()
         checking.sentences(before)
-        checking.claim(claim, list(dict.fromkeys(int(n) for n in _MARK.findall(marks.group()))))
+        checking.claim(claim, _numbers_of(marks.group()))
     tail = answer[position:]
     if position:
         checking.sentences(tail)
@@ -111,6 +146,14 @@ def verify(answer: str, passages: Sequence[PassageState], unproven_label: str) -
     text = "".join(checking.out).strip()
     findings = tuple(checking.findings)
     return Verified(text, tuple(checking.citations), len(findings), findings, checking.results)
+
+
+def _numbers_of(marks: str) -> list[int]:
+    """The passages that marks name, each once, in their order."""
+    found: list[int] = []
+    for first, last in _NUMBERS.findall(marks):
+        found += range(int(first), min(int(last or first), int(first) + 20) + 1)
+    return list(dict.fromkeys(found))
 
 
 def _blind(text: str) -> str:
@@ -147,29 +190,26 @@ def _claims(sentence: str) -> bool:
     return not stripped.endswith((":", "?")) and not stripped.startswith("#") and len(words(stripped)) >= CLAIM_WORDS
 
 
-def _cite(citations: list[CitationState], passage: int, text: str, place: tuple[int, int]) -> int:
+def _cite(citations: list[CitationState], proof: Proof) -> int:
+    passage, (start, end) = proof
     for known in citations:
-        if known["passage"] == passage and (known["start"], known["end"]) == place:
+        if (known["passage"], known["start"], known["end"]) == (passage["number"], start, end):
             return known["number"]
-    number = len(citations) + 1
-    start, end = place
-    citations.append({"number": number, "passage": passage, "quote": text[start:end], "start": start, "end": end})
+    number, quote = len(citations) + 1, passage["text"][start:end]
+    citations.append({"number": number, "passage": passage["number"], "quote": quote, "start": start, "end": end})
     return number
-
-
-Proof = tuple[PassageState, tuple[int, int]]
 
 
 def _prove(claim: str, cited: Sequence[PassageState]) -> list[Proof]:
     """Where the cited passages prove the claim, as character offsets in each; nothing when they do not."""
     claim = LIST_ITEM.sub("", claim).strip()
-    if claim[:1] in MARKS_OF_QUOTES and claim[-1:] in MARKS_OF_QUOTES:
+    if claim[:1] in MARKS_OF_QUOTES and claim[-1:] in MARKS_OF_QUOTES and not _says_nothing(claim[1:-1]):
         # The extractive answerer's form; quotation marks inside, paired or not, are then the document's own.
         whole = [(passage, place) for passage in cited if (place := find_quote(claim[1:-1], passage["text"]))]
         if whole:
             return whole
     quotes = _quotes_of(claim)
-    if not quotes:
+    if all(map(_says_nothing, quotes)):
         return [(passage, place) for passage in cited if (place := _supports(claim, passage))]
     proofs: list[Proof] = []
     for passage in cited:
@@ -179,9 +219,9 @@ def _prove(claim: str, cited: Sequence[PassageState]) -> list[Proof]:
     # Each quotation stands in one of the cited passages; a claim may rest on two of them.
     if not all(any(find_quote(quote, passage["text"]) for passage, _ in proofs) for quote in quotes):
         return []
-    # A true quotation must not carry a wrong number beside it; headings may bring numbers ("§ 3") too.
-    around = " ".join(" ".join([p["title"], *p["heading_path"], p["text"]]) for p, _ in proofs)
-    return proofs if numbers_in(words(QUOTES.sub(" ", claim))) <= words(around) else []
+    # A true quotation must not carry a wrong number beside it.
+    around, own = " ".join(_whole(passage) for passage, _ in proofs), QUOTES.sub(" ", claim)
+    return proofs if numbers_in(words(own)) <= words(around) and units_fit(own, around) else []
 
 
 def _supports(claim: str, passage: PassageState) -> tuple[int, int] | None:
@@ -190,8 +230,25 @@ def _supports(claim: str, passage: PassageState) -> tuple[int, int] | None:
     if place is None and not passage["chunk_id"]:
         # The result of a tool is often a bare number: what counts is that the claim says the same one.
         numbers = numbers_in(words(claim))
-        return (0, len(passage["text"])) if numbers and numbers <= words(passage["text"]) else None
+        told = passage["text"]
+        return (0, len(told)) if numbers and numbers <= words(told) and units_fit(claim, told) else None
     return place
+
+
+def _whole(passage: PassageState) -> str:
+    """A passage with what stands above it: headings may bring numbers ("§ 3") too."""
+    return " ".join([passage["title"], *passage["heading_path"], passage["text"]])
+
+
+_NOTHING = re.compile(
+    r"der|die|das|den|dem|des|eine?[mnrs]?|und|oder|i[nms]|a[nm]|auf|zu[mr]?|vo[nm]|mit|für|bei|ist|sind|es|er|sie"
+    r"|the|an?|and|or|of|on|at|to|for|is|are|be|by|it|this|that|as|with|from"
+)
+
+
+def _says_nothing(quote: str) -> bool:
+    """Whether a quotation holds only words that stand in every text: it proves nothing."""
+    return all(_NOTHING.fullmatch(word) for word in re.findall(r"\w+", quote.casefold()))
 
 
 def _quotes_of(claim: str) -> list[str]:

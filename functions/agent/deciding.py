@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langgraph.types import interrupt
@@ -29,6 +32,10 @@ SHARE_FOR_TOOLS = 0.7
 
 MOST_CALLS = 8
 """Tool calls of one decision that are looked at; the others are refused."""
+
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""OpenAI's form of a function's name."""
 
 
 def reason(work: Work, state: RunState) -> dict[str, Any]:
@@ -63,9 +70,10 @@ def reason(work: Work, state: RunState) -> dict[str, Any]:
         cut = reply.finish_reason == "length"
         return made | {"decision": "verify", "draft": reply.text, "drafts": 1, "usage": usage, "cut": cut}
     clean = not passages and not state.get("turns") and not looked_up
-    calls = [_examined(work, call, f"tool:{made['rounds']}:{n}", n, clean) for n, call in enumerate(reply.tool_calls)]
+    wanted = _named(reply.tool_calls, state.get("rounds", 0))
+    calls = [_examined(work, call, f"tool:{made['rounds']}:{n}", n, clean) for n, call in enumerate(wanted)]
     asks = any(call["verdict"] == "ask" for call in calls)
-    said = [*(state.get("dialogue") or ()), _as_message(reply)]
+    said = [*(state.get("dialogue") or ()), _as_message(reply.text, wanted)]
     return made | {"decision": "approve" if asks else "act", "calls": calls, "dialogue": said}
 
 
@@ -109,7 +117,7 @@ def _examined(work: Work, call: ToolCall, key: str, number: int, clean: bool) ->
         verdict, text = found.kind, found.text
     return {
         "key": key,
-        "call_id": call.call_id or key,
+        "call_id": call.call_id,
         "name": call.name,
         "arguments": call.arguments,
         "malformed": call.malformed,
@@ -118,17 +126,31 @@ def _examined(work: Work, call: ToolCall, key: str, number: int, clean: bool) ->
     }
 
 
-def _as_message(reply: ChatReply) -> dict[str, Any]:
-    """The model's own turn, as it must be repeated to it."""
-    calls = [
+def _named(calls: Sequence[ToolCall], rounds: int) -> list[ToolCall]:
+    """The calls, each with an id of its own: by it a provider finds a call's result, and some models give none."""
+    used: set[str] = set()
+    named = []
+    for number, call in enumerate(calls):
+        own = call.call_id if call.call_id and call.call_id not in used else f"call-{rounds}-{number}"
+        used.add(own)
+        named.append(replace(call, call_id=own))
+    return named
+
+
+def _as_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """The model's own turn, as it must be repeated to it; providers refuse names that no tool may have."""
+    made = [
         {
             "id": call.call_id,
             "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            "function": {
+                "name": call.name if _TOOL_NAME.fullmatch(call.name) else "unknown",
+                "arguments": json.dumps(call.arguments, ensure_ascii=False),
+            },
         }
-        for call in reply.tool_calls
+        for call in calls
     ]
-    return {"role": "assistant", "content": reply.text, "tool_calls": calls}
+    return {"role": "assistant", "content": text, "tool_calls": made}
 
 
 def approve(work: Work, state: RunState) -> dict[str, Any]:
@@ -149,13 +171,14 @@ def act(work: Work, state: RunState) -> dict[str, Any]:
     for call in state["calls"]:
         text = call["text"]
         if call["verdict"] == "run":
+            work.journal.begin()  # what was done before is stored under its key and is not done again
             wanted = ToolCall(call["call_id"], call["name"], call["arguments"], call["malformed"])
             with tracing.span("use tool", observation="tool", operation="execute_tool", tool=wanted.name) as span:
                 outcome = work.toolbox.perform(wanted, call["key"], clean=clean)
                 span.set(ok=outcome.ok)
             text = outcome.text
             if outcome.ok:
-                text += _numbered(passages, call["name"], outcome.text, outcome.passages)
+                text += _numbered(passages, call["name"], outcome.plain, outcome.passages)
         dialogue.append({"role": "tool", "tool_call_id": call["call_id"], "content": text})
     return {"passages": passages, "dialogue": dialogue, "calls": []}
 

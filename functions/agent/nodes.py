@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from functions.agent.citations import foreign_language, verify
-from functions.agent.output_checks import REMOVED, addresses, clean, withhold
+from functions.agent.output_checks import REMOVED, addresses, clean, plain, withhold
 from functions.agent.prompts import NAMES, NO_EVIDENCE, again_in, answer_messages, prompt
 from functions.agent.state import RunState, passage_state
 from functions.agent.wording import (
@@ -103,7 +103,8 @@ def check(work: Work, state: RunState) -> dict[str, Any]:
     work.journal.begin()
     work.journal.step("verify")
     language = language_of(state["question"])
-    draft = state["draft"].strip()
+    # What is not seen must not be what is checked: "9<zero width>00" reads 900.
+    draft = plain(state["draft"]).strip()
     nothing = {"answer": no_evidence_text(language), "no_evidence": True, "fallback": True, "citations": []}
     if not draft or NO_EVIDENCE in draft:
         return nothing | {"decision": "answer", "findings": []}

@@ -47,6 +47,10 @@ _BARE = re.compile(
     rf"(?<![\w@./-])(?:[\w-]{{1,63}}\.){{1,8}}(?!{_FILES}\b)[a-z]{{2,24}}(?::\d{{1,5}})?[/?#][^\s<>\"'`“”„«»]{{1,4000}}",
     re.IGNORECASE,
 )
+# Citation marks wait in private characters while everything else is taken apart: verification has seen them.
+_KEPT_MARK = re.compile(r"\[(\d{1,3})\]")
+_NO_KEEPERS = {0xE000: "\ufffd", 0xE001: "\ufffd"}
+_MARKS_AGAIN = {0xE000: "[", 0xE001: "]"}
 _TRAILING = ".,;:!?)]}>*_"
 
 
@@ -71,7 +75,7 @@ def clean(text: str, allowed: Collection[str] = ()) -> str:
     citation marks stay.
     """
     permitted = _Permitted(allowed)
-    text = plain(text)
+    text = plain(_KEPT_MARK.sub(_keep, _REFERENCE.sub("", text.translate(_NO_KEEPERS))))
     for _ in range(PASSES):  # taking a part out may join its surroundings to a new one: "![a](x![b](y))"
         before = text
         text = _REFERENCE.sub("", text)
@@ -85,7 +89,15 @@ def clean(text: str, allowed: Collection[str] = ()) -> str:
     text = text.replace("](", "] (")
     text = _ADDRESS.sub(lambda found: _address(found[0], permitted), text)
     text = _BARE.sub(REMOVED, text) if not allowed else _BARE.sub(lambda found: _bare(found, permitted), text)
+    # What reads like a mark only now was put together from pieces; no citation stands behind it.
+    text = _KEPT_MARK.sub(r"(\1)", text)
+    # "[1](…" would be a link again.
+    text = text.replace("\ue001(", "\ue001 (").translate(_MARKS_AGAIN)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _keep(mark: re.Match[str]) -> str:
+    return f"\ue000{int(mark[1])}\ue001"
 
 
 class _Permitted:

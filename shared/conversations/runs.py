@@ -7,6 +7,7 @@ run's row and fails when the epoch has moved on: a zombie that wakes up late cha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,9 @@ CLOCK_SLACK = timedelta(seconds=5)
 
 QUESTION_LIMIT = 4_000
 """Characters; a question, not a document."""
+
+# NUL and half characters cannot be stored; the others move the cursor of whoever reads the question at a terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +149,9 @@ def ask(
     tenant_id = principal.tenant_id
     run_id = uuid5(tenant_id, f"run:{principal.member_id}:{idempotency_key}") if idempotency_key else uuid4()
     ids = {"tenant": tenant_id, "member": principal.member_id, "run": run_id}
-    if idempotency_key and (known := _known(session, ids)) is not None:
-        if known != (question, conversation_id or known[1]):
-            raise PermanentError(
-                "key-used-already",
-                "Another question was asked with this idempotency key.",
-                "Give every question a key of its own.",
-            )
+    if idempotency_key and _known(session, ids, question, conversation_id):
         return run_id
+    wanted = conversation_id
     if conversation_id is None:
         conversation_id = uuid5(run_id, "conversation")
         session.execute(
@@ -171,13 +170,16 @@ def ask(
     ).scalar():
         raise PermanentError("unknown-conversation", "There is no such conversation.", "Start a new one.")
     traceparent = tracing.current_traceparent(new_traceparent())
-    session.execute(
+    made = session.execute(
         often(
             "insert into core.runs (tenant_id, run_id, conversation_id, member_id, question, state, traceparent) "
             "values (:tenant, :run, :conversation, :member, :question, 'queued', :traceparent) on conflict do nothing"
         ),
         ids | {"conversation": conversation_id, "question": question, "traceparent": traceparent},
-    )
+    ).rowcount  # type: ignore[attr-defined]
+    if not made:  # the same key at the same moment: the insert has waited for the other one
+        _known(session, ids, question, wanted)
+        return run_id
     publish(
         session,
         AnswerQuestion(event_id=uuid5(run_id, "answer"), tenant_id=tenant_id, run_id=run_id, traceparent=traceparent),
@@ -185,17 +187,22 @@ def ask(
     return run_id
 
 
-def _known(session: Session, ids: dict[str, UUID]) -> tuple[str, UUID] | None:
+def _known(session: Session, ids: dict[str, UUID], question: str, conversation_id: UUID | None) -> bool:
+    """Whether the run is there already. Raises PermanentError `key-used-already` when it is another question's."""
     row = session.execute(
         text("select question, conversation_id from core.runs where tenant_id = :tenant and run_id = :run"), ids
     ).first()
-    return (row.question, row.conversation_id) if row else None
+    if row is not None and (row.question, row.conversation_id) != (question, conversation_id or row.conversation_id):
+        raise PermanentError(
+            "key-used-already",
+            "Another question was asked with this idempotency key.",
+            "Give every question a key of its own.",
+        )
+    return row is not None
 
 
 def _checked(question: str) -> str:
-    if any(c == "\x00" or "\ud800" <= c <= "\udfff" for c in question):
-        question = "".join(c for c in question if c != "\x00" and not "\ud800" <= c <= "\udfff")
-    question = question.strip()
+    question = _CONTROL.sub("", question).strip()
     if not any(c.isalnum() for c in question):
         raise PermanentError("empty-question", "The question is empty.", "Write what you want to know.")
     if len(question) > QUESTION_LIMIT:

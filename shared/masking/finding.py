@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 
 from shared.masking.names import names
 from shared.masking.numbers import cards, ibans, insurance_numbers, tax_ids, travel_documents, vat_ids
 from shared.masking.phones import phones
-from shared.masking.places import Place, without
+from shared.masking.places import Place, fold, without
 from shared.masking.secrets import bearers, keys, named_secrets, private_keys, tokens, url_passwords
 from shared.masking.wires import emails, ipv4, ipv6
 
@@ -71,8 +72,9 @@ NO_WORDS = Vocabulary()
 def find(text: str, kinds: Collection[str] = KINDS, words: Vocabulary = NO_WORDS) -> list[Found]:
     """What is found, in order, without overlaps."""
     found: list[Found] = []
-    rest = text
-    few = sum(map(text.count, "0123456789")) < FEWEST_DIGITS
+    read, offsets = fold(text)
+    rest = read
+    few = sum(map(read.count, "0123456789")) < FEWEST_DIGITS
     for kind, label, recognise in _RECOGNISERS:
         if few and kind in _NUMBERS:
             continue
@@ -85,7 +87,9 @@ def find(text: str, kinds: Collection[str] = KINDS, words: Vocabulary = NO_WORDS
     if words.terms:
         found += (Found("term", start, end, "[term]") for start, end in _terms(rest, words.terms))
     if words.allowed:
-        found = [one for one in found if not _is_allowed(text[one.start : one.end], one.kind, words.allowed)]
+        found = [one for one in found if not _is_allowed(read[one.start : one.end], one.kind, words.allowed)]
+    if offsets is not None:
+        found = [replaced(one, start=offsets[one.start], end=offsets[one.end - 1] + 1) for one in found]
     return sorted(found, key=lambda one: one.start)
 
 

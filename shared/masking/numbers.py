@@ -7,9 +7,14 @@ import re
 from shared.masking import checks
 from shared.masking.places import Place, before, digits_of, one_after_another, places_where
 
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])")
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?=[ .\t\r\n-]{0,3}[A-Za-z0-9])")
+_BETWEEN = " -.\t\r\n"
+LONGEST_GAP = 3
+"""Characters between two groups of an IBAN: a blank, two of justified text, or a line's end and what is around it."""
+
 _CARD = re.compile(
-    r"(?<![\w-])(?<!\d\.)(?:[2-6]\d{3}(?:[ -]\d{4}){3}(?:[ -]\d{3})?|3\d{3}[ -]\d{6}[ -]\d{4,5}|[2-6]\d{13,18})"
+    r"(?<![\w-])(?<!\d\.)(?:[2-6]\d{3}(?:(?:[ -]{1,2}|\n)\d{4}){3}(?:(?:[ -]|\n)\d{3})?"
+    r"|3\d{3}(?:[ -]|\n)\d{6}(?:[ -]|\n)\d{4,5}|[2-6]\d{13,18})"
     r"(?![\w-]|\.\d)"
 )
 _TAX_ID = re.compile(
@@ -45,7 +50,8 @@ def ibans(text: str) -> list[Place]:
 
 def cards(text: str) -> list[Place]:
     """Payment cards, in their groups or in one piece."""
-    return places_where(_CARD, text, lambda match: checks.card(digits_of(match[0])))
+    # A line may end inside a number once; four lines of four digits are a table.
+    return places_where(_CARD, text, lambda match: match[0].count("\n") < 2 and checks.card(digits_of(match[0])))
 
 
 def tax_ids(text: str) -> list[Place]:
@@ -78,12 +84,12 @@ def travel_documents(text: str) -> list[Place]:
 def _iban_end(text: str, start: int) -> int:
     """Where the valid number that begins at `start` ends; 0 when there is none."""
     wanted = checks.IBAN_LENGTH.get(text[start : start + 2].upper(), 0)
-    compact, end = "", start
+    compact, end, gap = "", start, 0
     while len(compact) < wanted and end < len(text):
         character = text[end]
         if character.isascii() and character.isalnum():
-            compact += character
-        elif character not in " -" or text[end - 1] in " -":
+            compact, gap = compact + character, 0
+        elif character not in _BETWEEN or (gap := gap + 1) > LONGEST_GAP:
             return 0
         end += 1
     if wanted == 0 or len(compact) != wanted or text[end : end + 1].isalnum():

@@ -137,7 +137,8 @@ class Pseudonyms:
         if isinstance(value, list):
             return [self._mask_values(item) for item in value]
         if isinstance(value, dict):
-            return {name: self._mask_values(item) for name, item in value.items()}
+            # Names too: they came back with the values in them (`restore_values`).
+            return {self.mask(str(name)): self._mask_values(item) for name, item in value.items()}
         return value
 
 

@@ -77,7 +77,7 @@ def world(fake_services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     forget_policies()
     with receiving() as collector:
         configure_logging(level=logging.DEBUG)
-        destination = Destination("test", collector.url, {}, httpx.Client(timeout=5))
+        destination = Destination("test", collector.url, {}, httpx.Client(timeout=60))
         tracing.use_sink(Exporter([destination], "s", "dev", 1.0, True))
         try:
             yield World(stream, collector)

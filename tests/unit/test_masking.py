@@ -243,6 +243,43 @@ def test_what_is_not_looked_at_holds_nothing(text: str) -> None:
     assert find(text) == []
 
 
+@pytest.mark.parametrize(
+    "between",
+    ["\u00a0", "\u202f", "\u2009", "\u2011", "\u00ad ", " \u200b", "  "],
+    ids=["no-break", "narrow", "thin", "no-break hyphen", "soft hyphen", "zero width", "justified"],
+)
+@pytest.mark.parametrize("value", ["DE89 3704 0044 0532 0130 00", "4111 1111 1111 1111"])
+def test_what_stands_between_groups_hides_nothing(value: str, between: str) -> None:
+    """Word processors and PDF write other blanks and hyphens than keyboards; the finding is the text as it stands."""
+    written = value.replace(" ", between)
+    text = f"von {written} an"
+    assert [text[one.start : one.end] for one in find(text)] == [written]
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("DE89 3704\n0044 0532 0130 00", "[iban]"),
+        ("DE89 3704 0044 \r\n0532 0130 00", "[iban]"),
+        ("DE89370400440532\n013000", "[iban]"),
+        ("DE89\t3704\t0044\t0532\t0130\t00", "[iban]"),
+        ("0351\t4567890", "0351\t4567890"),
+        ("4111 1111\n1111 1111", "[card]"),
+        ("+49\u00a030\u00a01234567", "[phone]"),
+        ("Tel. 030\u20111234567", "Tel. [phone]"),
+        ("86\u00a0095\u00a0742\u00a0719", "[tax-id]"),
+        ("DE\uff18\uff19 3704 0044 0532 0130 00", "[iban]"),
+        ("max.muster@exa\u00admple.com", "[email]"),
+        ("max\u200b.muster@example.com", "[email]"),
+        ("max.muster\uff20example.com", "[email]"),
+        ("4111\n1111\n1111\n1111", "4111\n1111\n1111\n1111"),
+    ],
+)
+def test_the_end_of_a_line_and_other_digits_hide_nothing(text: str, masked: str) -> None:
+    """A number goes on behind the end of its line; a column of numbers is none."""
+    assert mask(text) == masked
+
+
 def test_an_iban_before_capital_letters_ends_where_its_country_says() -> None:
     """What follows the number stays."""
     assert mask("DE89 3704 0044 0532 0130 00 UND MEHR") == "[iban] UND MEHR"

@@ -222,3 +222,24 @@ def test_a_stream_shows_words_at_once() -> None:
     assert restorer.feed(placeholder[6:]) == "eva@nordwind.example"
     assert restorer.feed(" heute.") == " heute."
     assert restorer.close() == ""
+
+
+def test_names_of_arguments_are_masked_too() -> None:
+    """A model that writes a placeholder as a name gets the value restored there, and must not read it in return."""
+    pseudonyms = Pseudonyms(KEY)
+    masked = pseudonyms.mask("eva@nordwind.example")
+    arguments = pseudonyms.restore_values({masked: {masked: [masked]}})
+    assert arguments == {"eva@nordwind.example": {"eva@nordwind.example": ["eva@nordwind.example"]}}
+    call = {"id": "a", "type": "function", "function": {"name": "search", "arguments": json.dumps(arguments)}}
+    sent = pseudonyms.mask_message({"role": "assistant", "content": "", "tool_calls": [call]})
+    assert json.loads(sent["tool_calls"][0]["function"]["arguments"]) == {masked: {masked: [masked]}}
+
+
+def test_an_account_with_other_blanks_comes_back_as_it_was() -> None:
+    """One account, two spellings: the same digits for the model, each its own again for the reader."""
+    pseudonyms = Pseudonyms(KEY)
+    text = "DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000 und DE89 3704\n0044 0532 0130 00"
+    masked = pseudonyms.mask(text)
+    assert len(set(re.findall(r"IBAN-([0-9a-f]{8})", masked))) == 1
+    assert "3704" not in masked
+    assert pseudonyms.restore(masked) == text
