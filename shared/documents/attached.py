@@ -65,6 +65,18 @@ def _withdraw_one(
     ).scalar()
     if external_id is None:
         return
+    take_out(session, event, source, document_id, external_id, source_version)
+
+
+def take_out(
+    session: Session,
+    event: DocumentSubmitted | DocumentWithdrawn,
+    source: str,
+    document_id: UUID,
+    external_id: str,
+    source_version: int,
+) -> None:
+    """Hide one document for its source, up to a version, and tell upstream."""
     hide(session, event.tenant_id, document_id, f"source:{source}", withdrawn_version=source_version)
     publish(
         session,

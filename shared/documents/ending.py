@@ -7,14 +7,12 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.documents.attached import withdraw_attachments
-from shared.documents.deletion import hide
+from shared.documents.attached import take_out, withdraw_attachments
 from shared.documents.intake import document_id_of, ensure_document, receive
 from shared.documents.tombstones import raise_tombstone
 from shared.errors import PermanentError, Superseded
 from shared.events import (
     DocumentFailed,
-    DocumentRemoved,
     DocumentSubmitted,
     DocumentWithdrawn,
 )
@@ -185,19 +183,7 @@ def withdraw(session: Session, event: DocumentWithdrawn, source: str) -> None:
         raise Superseded("a newer version of the document is known")
     if state.withdrawn_version is not None and state.withdrawn_version >= number:
         raise Superseded("the document is withdrawn already")
-    hide(session, event.tenant_id, document_id, f"source:{source}", withdrawn_version=number)
-    publish(
-        session,
-        DocumentRemoved(
-            event_id=uuid5(document_id, f"removed:{number}"),
-            tenant_id=event.tenant_id,
-            traceparent=event.traceparent,
-            source=source,
-            external_id=event.external_id,
-            source_version=number,
-            document_id=document_id,
-        ),
-    )
+    take_out(session, event, source, document_id, event.external_id, number)
     withdraw_attachments(session, event, source, number)
 
 
