@@ -36,6 +36,7 @@ from shared.services import services
 
 WAITING = {
     "turn": "its turn",
+    "site": "the site that has it",
     "provider": "the model's provider",
     "budget": "the budget (`noesis budgets`)",
     "price": "the model's price (`noesis budgets price`)",

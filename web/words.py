@@ -82,6 +82,7 @@ def _documents() -> dict[str, str]:
         "state.received": _("Received, waiting to be read"),
         "state.ingested": _("Read, {done} of {all} passages indexed"),
         "waiting.turn": _("Waiting for its turn: other documents of yours are being read"),
+        "waiting.site": _("Waiting for the web site that has it"),
         "waiting.provider": _("Waiting for the provider of the model"),
         "waiting.budget": _("Waiting for the budget: it is used up and has to be raised, or a new period to begin"),
         "waiting.price": _("Waiting for the price of the model, which an operator enters"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -41,20 +42,27 @@ def ingest_document(event: DocumentSubmitted, source: str, services: Services) -
     Superseded; whatever is wrong with the document itself ends as its state `failed`, and the message is done.
     """
     share = services.settings.documents_in_progress
-    try:
+    with ending_overtaken(event, source, share):
         reception = _take(event, source, share)
-    except Overtaken:
-        with tenant_session(event.tenant_id) as session:
-            document_id = document_id_of(event.tenant_id, source, event.external_id)
-            end_unread(session, event.tenant_id, document_id, event.version_number())
-            next_turns(session, event.tenant_id, share)
-        raise
     if reception is None:
         return
     _ingest(event, reception, services)
     with tenant_session(event.tenant_id) as session:
         # It may have ended here: failed, unchanged, or nothing new to embed.
         next_turns(session, event.tenant_id, share)
+
+
+@contextmanager
+def ending_overtaken(event: DocumentSubmitted, source: str, share: int) -> Iterator[None]:
+    """Around the reception of a version: one that a newer one has overtaken ends, and its turn is the next one's."""
+    try:
+        yield
+    except Overtaken:
+        with tenant_session(event.tenant_id) as session:
+            document_id = document_id_of(event.tenant_id, source, event.external_id)
+            end_unread(session, event.tenant_id, document_id, event.version_number())
+            next_turns(session, event.tenant_id, share)
+        raise
 
 
 def _take(event: DocumentSubmitted, source: str, share: int) -> Reception | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.orm import Session
 
-from functions.ingest.ingestion import content_hash_of, ingest_document
+from functions.ingest.ingestion import content_hash_of, ending_overtaken, ingest_document
 from shared.database import tenant_session
 from shared.documents.ending import fail_version, withdraw
-from shared.documents.intake import receive
+from shared.documents.intake import receive, version_id_of
+from shared.documents.waiting import go_on, wait_for
 from shared.errors import Postponed, Superseded
 from shared.events import DocumentSubmitted, DocumentWithdrawn
 from shared.fetching.client import Page
@@ -59,7 +61,21 @@ def ingest_web_page(event: DocumentSubmitted, source: str, services: Services) -
     if page is None and source == SOURCE:
         raise Superseded("the page is no longer part of a web source")
     try:
-        found = visit(
+        found = _visit(event, source, page, services)
+    except FetchFailed as failure:
+        log.warning("page not fetched: %s", failure.reason)
+        if page is not None:
+            _page_failed(event, page, failure)
+        else:
+            _submission_failed(event, source, failure, services)
+        return
+    _take_in(event, source, page, found, services)
+
+
+def _visit(event: DocumentSubmitted, source: str, page: WebPage | None, services: Services) -> Page:
+    assert event.uri is not None
+    try:
+        return visit(
             services.web,
             event.tenant_id,
             event.uri,
@@ -68,14 +84,17 @@ def ingest_web_page(event: DocumentSubmitted, source: str, services: Services) -
             etag=page.etag if page else "",
             last_modified=page.last_modified if page else "",
         )
-    except FetchFailed as failure:
-        log.warning("page not fetched: %s", failure.reason)
-        if page is not None:
-            _page_failed(event, page, failure)
-        else:
-            _submission_failed(event, source, failure)
-        return
-    _take_in(event, source, page, found, services)
+    except Postponed as pause:
+        if page is None:
+            _wait_for_site(event, source, pause.until, services)
+        raise
+
+
+def _wait_for_site(event: DocumentSubmitted, source: str, until: datetime, services: Services) -> None:
+    """Show the document and what it waits for. It holds no place among those in progress: nobody works on it."""
+    with _receiving(event, source, services), tenant_session(event.tenant_id) as session:
+        version_id = receive(session, event, source).version_id
+        wait_for(session, event.tenant_id, version_id, "site", until)
 
 
 def _take_in(event: DocumentSubmitted, source: str, page: WebPage | None, found: Page, services: Services) -> None:
@@ -84,6 +103,9 @@ def _take_in(event: DocumentSubmitted, source: str, page: WebPage | None, found:
         content_hash = content_hash_of(event.tenant_id, source, found.body)
         if page is None or content_hash != page.current_hash:
             uri = services.storage.put(event.tenant_id, found.body)
+            if page is None:
+                with tenant_session(event.tenant_id) as session:
+                    go_on(session, event.tenant_id, version_id_of(event, source))
             ingest_document(_submission(event, found, uri), source, services)
     if page is not None:
         with tenant_session(event.tenant_id) as session:
@@ -135,12 +157,18 @@ def _withdraw(session: Session, event: DocumentSubmitted) -> None:
         withdraw(session, gone, SOURCE)
 
 
-def _submission_failed(event: DocumentSubmitted, source: str, failure: FetchFailed) -> None:
+def _submission_failed(event: DocumentSubmitted, source: str, failure: FetchFailed, services: Services) -> None:
     age = datetime.now(UTC) - event.occurred_at
     if failure.temporary and age < PATIENCE:
         wait = max(timedelta(seconds=max(60.0, failure.retry_after or 0)), min(age, timedelta(hours=1)))
-        raise Postponed(datetime.now(UTC) + wait, failure.message)
-    with tenant_session(event.tenant_id) as session:
+        until = datetime.now(UTC) + wait
+        _wait_for_site(event, source, until, services)
+        raise Postponed(until, failure.message)
+    with _receiving(event, source, services), tenant_session(event.tenant_id) as session:
         reception = receive(session, event, source)
     with tenant_session(event.tenant_id) as session:
         fail_version(session, event.tenant_id, reception.version_id, failure)
+
+
+def _receiving(event: DocumentSubmitted, source: str, services: Services) -> AbstractContextManager[None]:
+    return ending_overtaken(event, source, services.settings.documents_in_progress)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.documents.attached import take_out, withdraw_attachments
-from shared.documents.intake import document_id_of, ensure_document, receive
+from shared.documents.intake import document_id_of, ensure_document, receive, version_id_of
 from shared.documents.tombstones import raise_tombstone
 from shared.errors import PermanentError, Superseded
 from shared.events import (
@@ -118,7 +118,7 @@ def fail_submission(
     Raises Superseded when one that was never received
     would change nothing any more: overtaken, withdrawn or deleted.
     """
-    version_id = uuid5(document_id_of(event.tenant_id, source, event.external_id), f"version:{event.version_number()}")
+    version_id = version_id_of(event, source)
     known = session.execute(
         text("select 1 from rag.versions where tenant_id = :tenant and version_id = :version"),
         {"tenant": event.tenant_id, "version": version_id},

@@ -45,6 +45,11 @@ def document_id_of(tenant_id: UUID, source: str, external_id: str) -> UUID:
     return uuid5(tenant_id, f"document:{source}:{external_id}")
 
 
+def version_id_of(event: DocumentSubmitted, source: str) -> UUID:
+    """The id of the version that an event submits, likewise."""
+    return uuid5(document_id_of(event.tenant_id, source, event.external_id), f"version:{event.version_number()}")
+
+
 def receive(session: Session, event: DocumentSubmitted, source: str) -> Reception:
     """Accept a version: the document exists and is locked, the version is `received`.
 

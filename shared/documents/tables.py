@@ -146,7 +146,7 @@ versions = Table(
         ["tenant_id", "document_id"], ["rag.documents.tenant_id", "rag.documents.document_id"], ondelete="CASCADE"
     ),
     CheckConstraint(f"state in {VERSION_STATES}", name="versions_state_check"),
-    CheckConstraint("waiting in ('turn', 'provider', 'budget', 'price')", name="versions_waiting_check"),
+    CheckConstraint("waiting in ('turn', 'site', 'provider', 'budget', 'price')", name="versions_waiting_check"),
     Index("versions_pending_idx", "tenant_id", "updated_at", postgresql_where=text("state = 'ingested'")),
     Index("versions_blob_idx", "tenant_id", "blob_uri", postgresql_where=text("blob_uri <> ''")),
     Index(

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from shared.database import operator_session, tenant_session
 from shared.documents.access import list_of, parameters
 from shared.documents.blobs import blob_of
-from shared.documents.intake import Reception, document_id_of, parent_of
+from shared.documents.intake import Reception, document_id_of, parent_of, version_id_of
 from shared.documents.tombstones import tombstone_key
 from shared.documents.waiting import wait_for
 from shared.events import DocumentSubmitted
@@ -28,7 +28,8 @@ FORGOTTEN = "1 hour"
 
 _IN_PROGRESS = """
 select count(*) from rag.versions v where v.tenant_id = :tenant and v.state in ('received', 'ingested')
-and v.waiting is distinct from 'turn' and v.updated_at > now() - cast(:forgotten as interval)
+and v.waiting is distinct from 'turn' and v.waiting is distinct from 'site'
+and v.updated_at > now() - cast(:forgotten as interval)
 and v.version_id <> :version and not exists (select from rag.versions newer where newer.tenant_id = :tenant
 and newer.document_id = v.document_id and newer.source_version > v.source_version)
 """
@@ -67,7 +68,7 @@ def join_line(session: Session, event: DocumentSubmitted, source: str) -> bool:
     if parent_of(event) is not None:
         return False
     document_id = document_id_of(event.tenant_id, source, event.external_id)
-    version_id = uuid5(document_id, f"version:{event.version_number()}")
+    version_id = version_id_of(event, source)
     values = {
         "tenant": event.tenant_id,
         "document": document_id,

@@ -16,7 +16,7 @@ from shared.events import EmbedChunks
 from shared.messaging import publish
 from shared.retrieval.spaces import live_spaces
 
-Cause = Literal["turn", "provider", "budget", "price"]
+Cause = Literal["turn", "site", "provider", "budget", "price"]
 
 
 def wait_for(session: Session, tenant_id: UUID, version_id: UUID, cause: Cause, until: datetime | None) -> None:
