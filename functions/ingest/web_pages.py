@@ -93,8 +93,9 @@ def _visit(event: DocumentSubmitted, source: str, page: WebPage | None, services
 def _wait_for_site(event: DocumentSubmitted, source: str, until: datetime, services: Services) -> None:
     """Show the document and what it waits for. It holds no place among those in progress: nobody works on it."""
     with _receiving(event, source, services), tenant_session(event.tenant_id) as session:
-        version_id = receive(session, event, source).version_id
-        wait_for(session, event.tenant_id, version_id, "site", until)
+        reception = receive(session, event, source)
+        if not reception.stored:  # a redelivery may come when it waits for vectors already
+            wait_for(session, event.tenant_id, reception.version_id, "site", until)
 
 
 def _take_in(event: DocumentSubmitted, source: str, page: WebPage | None, found: Page, services: Services) -> None:

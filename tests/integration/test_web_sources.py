@@ -683,6 +683,10 @@ def test_a_document_at_a_busy_site_is_seen_waiting_and_goes_on(
     del site.status["/a"]
     ingest_web_page(event, "upstream", world)
     assert waits(reader) == ("ingested", None, None)
+    site.status["/a"] = 503
+    with pytest.raises(Postponed):
+        ingest_web_page(event, "upstream", world)  # delivered again
+    assert waits(reader) == ("ingested", None, None)
     deliver(world, bus, reader)
     assert waits(reader) == ("searchable", None, None)
 
