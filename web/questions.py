@@ -160,7 +160,8 @@ def events(run_id: UUID) -> Response:
             return None
         return RunEvent(seq, "answer" if run.state == "answered" else run.state, _run(run))
 
-    frames = stream_with_context(streams.run_events(read, ending, _last_seen()))
+    place = streams.PLACES.one(who.tenant_id)
+    frames = stream_with_context(streams.run_events(read, ending, _last_seen(), place=place))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return Response(frames, mimetype="text/event-stream", headers=headers)
 

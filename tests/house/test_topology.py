@@ -13,6 +13,7 @@ import yaml
 from functions.maintenance.running import JOBS
 from shared.events import MESSAGES, Message
 from shared.tenants.directory import SOURCES
+from web.streams import OPEN, OPEN_PER_TENANT
 
 ROOT = Path(__file__).parents[2]
 TOPOLOGY: dict[str, Any] = yaml.safe_load((ROOT / "terraform/topology.yaml").read_text())
@@ -119,3 +120,9 @@ def test_a_pool_serves_its_concurrency(stage: str) -> None:
     for name, service in TOPOLOGY["services"].items():
         if service["kind"] == "function":
             assert service["pool"] >= service["concurrency"], name
+
+
+def test_open_streams_leave_threads_to_other_requests() -> None:
+    """An instance takes a third more requests than it keeps streams open, and one tenant gets half of these."""
+    assert TOPOLOGY["services"]["web"]["concurrency"] >= OPEN * 3 // 2
+    assert OPEN_PER_TENANT * 2 <= OPEN
