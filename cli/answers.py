@@ -7,10 +7,10 @@ from typing import cast
 from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.screen import screen, table_of
 from shared.conversations.feedback import Rating, give_feedback, golden_questions, recent_feedback
 from shared.conversations.waiting import cancel as cancel_run
 from shared.database import tenant_session
@@ -63,12 +63,12 @@ def give(run_id: UUID, rating: str, comment: str, tenant: str, email: str) -> No
 def list_(tenant: str, limit: int) -> None:
     """What a tenant's members said last."""
     chosen = chosen_tenant(tenant)
-    table = Table("run", "rating", "question", "comment", "cited", box=None)
+    table = table_of("run", "rating", "question", "comment", "cited", whole=("run",))
     with tenant_session(chosen.tenant_id) as session:
         for word in recent_feedback(session, chosen.tenant_id, limit):
-            shown = (word.question[:60], word.comment[:60], str(len(word.chunk_ids)))
+            shown = (escape(word.question[:60]), escape(word.comment[:60]), str(len(word.chunk_ids)))
             table.add_row(str(word.run_id), word.rating, *shown)
-    Console().print(table)
+    screen().print(table)
 
 
 @feedback.command()

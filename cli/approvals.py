@@ -8,11 +8,10 @@ from typing import Any
 from uuid import UUID
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.screen import screen, table_of
 from shared.audit import record
 from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError
@@ -39,7 +38,7 @@ def list_(tenant: str, email: str) -> None:
     principal = _principal(tenant, email)
     with tenant_session(principal.tenant_id) as session:
         found = pending_approvals(session, principal)
-    table = Table("id", "tool", "arguments", "asked for", "until (UTC)", box=None)
+    table = table_of("id", "tool", "arguments", "asked for", "until (UTC)", whole=("id",))
     for approval in found:
         shown = _visible(approval.arguments)
         table.add_row(
@@ -49,7 +48,7 @@ def list_(tenant: str, email: str) -> None:
             escape(approval.asked_for),
             f"{approval.expires_at:%Y-%m-%d %H:%M}",
         )
-    Console().print(table)
+    screen().print(table)
 
 
 @approvals.command()
@@ -63,7 +62,7 @@ def show(approval_id: UUID, tenant: str, email: str) -> None:
         found = read_approval(session, principal, approval_id)
     if found is None:
         raise PermanentError("unknown-approval", "There is no such approval.", "See `noesis approvals list`.")
-    console = Console(highlight=False)
+    console = screen()
     for name, value in _lines(found):
         console.print(f"[bold]{name:<11}[/bold]{escape(value)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import asdict
 from uuid import UUID
 
 import click
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.screen import json_option, print_json, screen
 from shared.conversations.runs import Run, events_after, read_run
 from shared.conversations.runs import ask as ask_question
 from shared.database import tenant_session
@@ -23,10 +25,13 @@ ENDED = ("answered", "failed", "cancelled")
 @click.argument("question")
 @tenant_option
 @click.option("--as", "email", default="", help="E-mail of the member who asks; default the administrator.")
-@click.option("--timeout", default=300, help="Longest wait in seconds.")
+@click.option(
+    "--timeout", default=300, show_default=True, type=click.IntRange(0, 86_400), help="Longest wait in seconds."
+)
 @click.option("--after", type=click.UUID, help="Run whose conversation this question continues.")
-def ask(question: str, tenant: str, email: str, timeout: int, after: UUID | None) -> None:
-    """Ask a question and read a cited answer."""
+@json_option
+def ask(question: str, tenant: str, email: str, timeout: int, after: UUID | None, as_json: bool) -> None:
+    """Ask a question and read a cited answer. Ends with status 0 when it is answered, also with “no evidence”."""
     chosen = chosen_tenant(tenant)
     principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
     with tenant_session(principal.tenant_id) as session:
@@ -35,11 +40,14 @@ def ask(question: str, tenant: str, email: str, timeout: int, after: UUID | None
             raise click.BadParameter("there is no such run of this member", param_hint="--after")
         conversation = before.conversation_id if before else None
         run_id = ask_question(session, principal, question, conversation_id=conversation)
-    console = Console(highlight=False)
-    run = follow(principal, run_id, timeout, console)
+    console = screen()
+    run = follow(principal, run_id, timeout, screen(stderr=True))
+    if as_json:
+        print_json(asdict(run) if run else {"run_id": run_id, "state": "queued"})
+        raise click.exceptions.Exit(0 if run and run.state == "answered" else 1)
     if run is None or run.state not in ENDED:
         waits = f" It waits for {run.waiting_for}." if run and run.waiting_for else ""
-        console.print(f"[yellow]Still working on it; ask again later or look at the page.{waits}[/yellow] {run_id}")
+        console.print(f"[yellow]Still working on it; see `noesis runs show {run_id}`.{waits}[/yellow]")
         raise click.exceptions.Exit(1)
     if run.state != "answered":
         console.print(f"[red]{run.state}[/red] {escape(run.message or '')}")

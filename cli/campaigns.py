@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from sqlalchemy import text
 
-from cli.context import acting_as, actor, amount, chosen_tenant, payer_for, tenant_option
+from cli.context import acting_as, actor, amount, chosen_tenant, hours, payer_for, tenant_option
+from cli.screen import printable, screen, table_of
 from shared.database import operator_session, tenant_session
 from shared.documents.storing import Batch
 from shared.retrieval import campaigns as steps
@@ -86,7 +85,7 @@ def start(tenant: str) -> None:
 @click.option("--all", "every", is_flag=True, help="Those that ended too.")
 def list_(every: bool) -> None:
     """The campaigns of all tenants, latest first."""
-    table = Table("tenant", "from", "to", "state", "why", "spent EUR", "since (UTC)", box=None)
+    table = table_of("tenant", "from", "to", "state", "why", "spent EUR", "since (UTC)", whole=("tenant",))
     with operator_session() as session:
         rows = session.execute(
             text(
@@ -103,7 +102,7 @@ def list_(every: bool) -> None:
             spent = f"{row.spent_eur.normalize():f}"
             names = (escape(row.source), escape(row.target))
             table.add_row(row.slug, *names, row.state, row.reason or "", spent, since)
-    Console().print(table)
+    screen().print(table)
 
 
 @campaigns.command()
@@ -138,7 +137,8 @@ def status(tenant: str, as_json: bool) -> None:
     if campaign.comparison:
         click.echo(f"compared {_compared(campaign.comparison)}")
     for row in refused:
-        click.echo(f"refused  {row.external_id}, chunk {row.ordinal}: {row.reason}. {row.message} {row.next_action}")
+        told = f"refused  {row.external_id}, chunk {row.ordinal}: {row.reason}. {row.message} {row.next_action}"
+        click.echo(printable(told))
 
 
 @campaigns.command()
@@ -218,7 +218,11 @@ def compare(tenant: str, questions: int, judged: Path | None, email: str) -> Non
 @campaigns.command()
 @tenant_option
 @click.option(
-    "--grace-hours", default=switching.GRACE.days * 24.0, show_default=True, help="How long back is possible."
+    "--grace-hours",
+    default=switching.GRACE.days * 24.0,
+    show_default=True,
+    type=click.FloatRange(0, 8760),
+    help="How long back is possible.",
 )
 @click.option("--tolerate", default=0, type=click.IntRange(0), help="Refused chunks that need not be found.")
 def switch(tenant: str, grace_hours: float, tolerate: int) -> None:
@@ -229,7 +233,7 @@ def switch(tenant: str, grace_hours: float, tolerate: int) -> None:
             session,
             chosen.tenant_id,
             now=datetime.now(UTC),
-            grace=timedelta(hours=grace_hours),
+            grace=hours(grace_hours),
             tolerate=tolerate,
             actor=actor(),
         )
@@ -274,6 +278,8 @@ def _finish_held(tenant_id: Any) -> None:
 
 
 def _left(campaign: Campaign, done: filling.Progress) -> str:
+    if campaign.state == "filling" and not done.left:
+        return ": ready at the job's next turn, within a minute, and above 10,000 when the index is built"
     rate = campaign.estimate.get("chunks_per_second")
     if campaign.state != "filling" or not done.left or not rate:
         return ""
@@ -318,7 +324,7 @@ def _compared(result: Any) -> str:
 
 
 def _show(result: dict[str, Any], old: Space, new: Space) -> None:
-    console = Console(highlight=False)
+    console = screen()
     if result["chunks"] < result["of"]:
         console.print(f"Only {result['chunks']:,} of {result['of']:,} chunks are in {escape(new.name)} yet.")
     if shadow := result.get("shadow"):
@@ -330,7 +336,7 @@ def _show(result: dict[str, Any], old: Space, new: Space) -> None:
             if not shadow[f"calibrated_{side}"]:
                 console.print(f"  {escape(space.name)}: evidence not calibrated")
     if judged := result.get("judged"):
-        table = Table("golden set", "old", "new", "difference, 95 %", box=None)
+        table = table_of("golden set", "old", "new", "difference, 95 %")
         for name, row in judged.items():
             gap = f"{row['new'] - row['old']:+.3f} ({row['low']:+.3f}, {row['high']:+.3f})"
             table.add_row(name, f"{row['old']:.3f}", f"{row['new']:.3f}", gap)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import getpass
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.context import chosen_tenant, tenant_option
+from cli.screen import screen, table_of
 from shared.database import tenant_session
 from shared.tools.arguments import GetCaseArguments, read_arguments
 from shared.tools.cases import list_cases, put_case
@@ -27,12 +26,12 @@ def list_(tenant: str) -> None:
     chosen = chosen_tenant(tenant)
     with tenant_session(chosen.tenant_id) as session:
         found = list_cases(session, chosen.tenant_id)
-    table = Table("number", "status", "title", "note", "revision", "changed by", box=None)
+    table = table_of("number", "status", "title", "note", "revision", "changed by", whole=("number",))
     for case in found:
         table.add_row(
             case.case_number, case.status, escape(case.title), escape(case.note), str(case.revision), case.changed_by
         )
-    Console().print(table)
+    screen().print(table)
 
 
 @cases.command()

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import getpass
+import math
+import re
+from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from uuid import UUID
 
 import click
-from rich.console import Console
 
 from shared.database import operator_session
 from shared.errors import PermanentError
+from shared.events import COLLECTION_NAME
 from shared.retrieval.paying import Payer
 from shared.services import services
 from shared.tenants.directory import Principal, Tenant, find_tenant, list_tenants, memberships
 
 tenant_option = click.option("--tenant", "-t", default="", help="Slug or id of the tenant; not needed if there is one.")
+
+
+def _collection(_context: click.Context, _parameter: click.Parameter, given: str) -> str:
+    if not re.fullmatch(COLLECTION_NAME, given):
+        raise click.BadParameter("a collection is lower-case letters, digits and hyphens, at most 63")
+    return given
+
+
+collection_option = click.option(
+    "--collection", default="default", show_default=True, callback=_collection, help="Collection the documents go to."
+)
 
 
 def chosen_tenant(reference: str) -> Tenant:
@@ -50,12 +64,11 @@ def payer_for(tenant_id: UUID) -> Payer:
     return Payer(tenant_id, services().settings.noesis_stage, services().clock.now())
 
 
-def table_console() -> Console:
-    """Where tables are printed: as wide as the terminal, and into a file or a pipe nothing is cut."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    return console
+def hours(given: float) -> timedelta:
+    """A span from the command line. Raises BadParameter: “nan” is a number that every range lets pass."""
+    if not math.isfinite(given):
+        raise click.BadParameter(f"{given} is no number of hours")
+    return timedelta(hours=given)
 
 
 def amount(given: str) -> Decimal:

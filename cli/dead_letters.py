@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,9 +9,9 @@ from uuid import UUID
 
 import click
 from rich.markup import escape
-from rich.table import Table
 
-from cli.context import actor, table_console
+from cli.context import actor
+from cli.screen import json_option, print_json, screen, table_of
 from shared.database import operator_session
 from shared.dead_letters.letters import Selection, choose, count_letters, describe, list_letters
 from shared.dead_letters.replay import Outcome, discard, replay
@@ -62,8 +61,8 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @selecting
 @click.option("--all", "ended", is_flag=True, help="Also those replayed or discarded already.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1))
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000))
+@json_option
 def list_(
     kind: str | None, tenant: str, reason: str, since: datetime | None, ended: bool, limit: int, as_json: bool
 ) -> None:
@@ -75,19 +74,19 @@ def list_(
         slugs = {one.tenant_id: one.slug for one in list_tenants(session)}
     if as_json:
         rows = [{name: getattr(letter, name) for name in letter.__slots__} for letter in letters]
-        click.echo(json.dumps(rows, indent=2, default=str))
+        print_json(rows)
         return
     if not letters:
         click.echo("No dead letters." if ended else "No open dead letters.")
         return
-    table = Table("id", "archived (UTC)", "from", "tenant", "message", "class", "reason", "tries", "state", box=None)
-    table.columns[0].no_wrap = True
+    headers = ("id", "archived (UTC)", "from", "tenant", "message", "class", "reason", "tries", "state")
+    table = table_of(*headers, whole=("id",))
     for letter in letters:
         tenant_name = slugs.get(letter.tenant_id, "unknown") if letter.tenant_id else "none"
         state = letter.state + (f" ×{letter.replays}" if letter.replays > 1 else "")
         told = (letter.origin, tenant_name, letter.name or "?", letter.kind, letter.reason, str(letter.attempts), state)
         table.add_row(str(letter.letter_id), f"{letter.archived_at:%Y-%m-%d %H:%M}", *map(escape, told))
-    console = table_console()
+    console = screen()
     console.print(table)
     if total > len(letters):
         console.print(f"{len(letters)} of {total}; see more with --limit.")
@@ -101,7 +100,7 @@ def show(letter_id: UUID) -> None:
         letter = describe(session, letter_id)
     if letter is None:
         raise click.ClickException("There is no such dead letter; see `noesis dead-letters list`.")
-    click.echo(json.dumps(letter, indent=2, default=str, ensure_ascii=False))
+    print_json(letter)
 
 
 @dead_letters.command("replay")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import json
 from collections.abc import Callable
+from dataclasses import asdict
 from uuid import UUID
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.orm import Session
 
-from cli.context import acting_as, chosen_tenant, table_console, tenant_option
+from cli.context import acting_as, chosen_tenant, tenant_option
+from cli.screen import json_option, print_json, printable, screen, table_of
 from shared.audit import entries_about
 from shared.database import operator_session, tenant_session
 from shared.documents.acting import Actor, as_operator, find_document, read_for
@@ -49,12 +48,14 @@ source_option = click.option("--source", default="", help="Where it came from, i
 @click.group(invoke_without_command=True)
 @tenant_option
 @click.option("--as", "email", default="", help="E-mail of the member who looks; default the administrator.")
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 100_000))
+@json_option
 @click.pass_context
-def documents(context: click.Context, tenant: str, email: str, limit: int) -> None:
+def documents(context: click.Context, tenant: str, email: str, limit: int, as_json: bool) -> None:
     """The documents of a tenant, last changed first, with states and reasons; or one of the commands below.
 
-    A document is named by its id or by what its source calls it (for an upload, the file's name).
+    A document is named by its id or by what its source calls it: for an upload the file's name, after `noesis submit`
+    the file's whole path. `--json` tells both.
     """
     context.obj = tenant
     if context.invoked_subcommand is not None:
@@ -63,7 +64,10 @@ def documents(context: click.Context, tenant: str, email: str, limit: int) -> No
     principal = acting_as(chosen, email or f"admin@{chosen.slug}.example")
     with tenant_session(chosen.tenant_id) as session:
         rows = list_documents(session, principal, limit)
-    table = Table("state", "title", "chunks", "source", "reason", box=None)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    table = table_of("id", "state", "title", "chunks", "source", "reason", whole=("id",))
     for row in rows:
         colour = COLOURS.get(row.state, "yellow")
         done = "" if row.chunks is None else f"{row.chunks_done}/{row.chunks}"
@@ -72,8 +76,10 @@ def documents(context: click.Context, tenant: str, email: str, limit: int) -> No
             until = f" until {row.waiting_until:%Y-%m-%d %H:%M}Z" if row.waiting_until else ""
             # A cause that a newer release wrote is better than no list.
             why = f"waiting for {WAITING.get(row.waiting, row.waiting)}{until}. {why}".strip()
-        table.add_row(f"[{colour}]{row.state}[/{colour}]", escape(row.title), done, row.source, escape(why))
-    table_console().print(table)
+        table.add_row(
+            str(row.document_id), f"[{colour}]{row.state}[/{colour}]", escape(row.title), done, row.source, escape(why)
+        )
+    screen().print(table)
 
 
 @documents.command()
@@ -90,7 +96,7 @@ def show(group_tenant: str, document: str, tenant: str, source: str) -> None:
     shown = dict(row._mapping)
     if row.deleted_at is not None:
         shown["restorable_until"] = row.deleted_at + RESTORABLE
-    click.echo(json.dumps(shown, indent=2, default=str, ensure_ascii=False))
+    print_json(shown)
 
 
 @documents.command()
@@ -107,7 +113,7 @@ def history(group_tenant: str, document: str, tenant: str, source: str) -> None:
         rows = read_history(session, actor, document_id)
     with operator_session() as operator:
         acts = entries_about(operator, tenant_id, str(document_id))
-    table = Table("version", "state", "received (UTC)", "changed", "chunks", "bytes", "file", "", box=None)
+    table = table_of("version", "state", "received (UTC)", "changed", "chunks", "bytes", "file", "", whole=("version",))
     for row in rows:
         table.add_row(
             str(row.source_version),
@@ -119,7 +125,7 @@ def history(group_tenant: str, document: str, tenant: str, source: str) -> None:
             escape(row.file_name),
             escape(_remark(row)),
         )
-    console = Console()
+    console = screen()
     console.print(f"document {document_id}")
     console.print(table)
     for at, who, what in acts:
@@ -271,6 +277,7 @@ def _list_requests(tenant_id: UUID) -> None:
         rows = open_requests(operator, tenant_id)
     for row in rows:
         state = f"approved by {row.approved_by}" if row.approved_by else "waits for approval"
-        click.echo(f"{row.request_id}  {row.left}/{row.total}  asked by {row.requested_by}, {state}  {row.note}")
+        told = f"{row.request_id}  {row.left}/{row.total}  asked by {row.requested_by}, {state}  {row.note}"
+        click.echo(printable(told))
     if not rows:
         click.echo("No open requests.")

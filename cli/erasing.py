@@ -10,10 +10,10 @@ from typing import Any
 from uuid import UUID
 
 import click
-from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from cli.screen import screen
 from shared.database import operator_session
 from shared.errors import PermanentError, SettingsError
 from shared.services import services
@@ -34,7 +34,7 @@ def export(slug: str, target: Path, vectors: bool) -> None:
     with operator_session() as session:
         tenant = find_tenant(session, slug)
     steps = export_tenant(tenant.tenant_id, services().storage, target, actor=operator(), vectors=vectors)
-    with Console(stderr=True).status("exporting") as status:
+    with screen(stderr=True).status("exporting") as status:
         for name, amount in steps:
             status.update(f"exporting {name}: {amount}")
     manifest, digest = verify_export(target)
@@ -77,7 +77,7 @@ def erase(slug: str, confirm: str, certificate: Path | None) -> None:
     erasure = _closed(slug)
     if erasure.certificate is None:
         owner = settings.migration_database_url
-        console = Console(stderr=True)
+        console = screen(stderr=True)
         steps = erase_tenant(
             erasure.tenant_id,
             services().storage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -10,20 +11,21 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from sqlalchemy import text
 
 from cli.context import acting_as, chosen_tenant, payer_for, tenant_option
+from cli.screen import screen
 from shared.conversations.feedback import golden_questions
-from shared.database import operator_session, tenant_session
+from shared.database import array_literal, operator_session, tenant_session
 from shared.errors import PermanentError
 from shared.retrieval import evidence, golden, judging
 from shared.retrieval.evaluation import MEASURES, Outcome, Reranking, compare, evaluate
 from shared.retrieval.passages import Passage
 from shared.retrieval.paying import question_vectors
-from shared.retrieval.ranking import DEFAULT, Tuning
+from shared.retrieval.ranking import DEFAULT, MOST_LOOKED_AT, Tuning
 from shared.retrieval.reranking import BUNDLED, paid, reordered
 from shared.retrieval.spaces import Space, active_space, space_by_name
 from shared.services import services
@@ -51,14 +53,13 @@ def convert(kind: str, source: Path, target: Path, asked_in: str, written_in: st
 
     With --hold-out also TARGET/unanswerable.jsonl: questions about what was left out, for `calibrate` and `answers`.
     """
-    texts: list[golden.CorpusText] = []
-    if kind == "xquad":
-        asking, written = (source / f"xquad.{language}.json" for language in (asked_in, written_in))
-        texts, questions = golden.xquad(asking, written, asked_in, written_in)
-    elif kind == "cranfield":
-        texts, questions = golden.cranfield(source)
-    else:
-        questions = golden.known_items(sorted(source.glob("*.md")))
+    try:
+        texts, questions = _converted(kind, source, asked_in, written_in)
+    except ValueError as error:  # of pydantic, of encodings and of collections whose parts do not fit
+        problem = str(error).partition("\n")[0]
+        raise PermanentError(
+            "bad-golden-set", f"{source} is no collection of the kind {kind}: {problem}.", "See docs/retrieval.md."
+        ) from None
     if hold_out and kind == "xquad":
         texts, questions, unanswerable = golden.held_out(texts, questions, hold_out)
         golden.write(target / "unanswerable.jsonl", unanswerable)
@@ -91,7 +92,11 @@ def run(
 
     A second space or setting, or the same one re-ranked, is asked the same questions; the differences are paired.
     """
-    asked = golden.read_questions(questions)
+    asked = _asked(questions)
+    if not any(question.relevant for question in asked):
+        raise PermanentError(
+            "bad-golden-set", f"{questions}: no question expects a document.", "See docs/retrieval.md for the form."
+        )
     principal, chosen = _who(tenant, email, space)
     outcomes = [_outcome(principal, chosen, asked, chosen.name, DEFAULT)]
     if settings or against_space or rerank:
@@ -107,7 +112,9 @@ def run(
     if len(outcomes) == 2:
         gaps = compare(outcomes[1], outcomes[0]).values()
         table.add_row("difference", *(_cell(e.mean, e.low, e.high, signed=True) for e in gaps), "", "")
-    Console().print(table)
+    screen().print(table)
+    if missing := _not_searchable(principal, asked):
+        click.echo(f"{len(missing)} expected documents are not searchable, {missing[0]} for one: they count as missed.")
 
 
 @evaluating.command()
@@ -134,12 +141,12 @@ def answers(
     With --answers nothing is asked: the answers of that file are judged. --against judges a second file, saved earlier
     or made by another product; the differences are paired, with 95 % intervals.
     """
-    asked = golden.read_questions(questions)[:limit]
+    asked = _asked(questions)[:limit]
     if given is None:
         from cli.golden_answers import answers_to  # late: LangGraph costs 0.85 s (FACTS), judging needs none
 
         principal = _member(tenant, email)
-        track = Progress(console=Console(stderr=True), transient=True)
+        track = Progress(console=screen(stderr=True), transient=True)
         with track:
             given_now = answers_to(principal, asked, services(), parallel)
             found = list(track.track(given_now, total=len(asked), description="asking"))
@@ -178,10 +185,8 @@ def grow(questions: Path, tenant: str) -> None:
 def calibrate(answerable: Path, unanswerable: Path, tenant: str, space: str, store: bool) -> None:
     """Fit the evidence gate of the tenant's space on half of the questions, report on the other half."""
     principal, chosen = _who(tenant, "", space)
-    strengths = [
-        _outcome(principal, chosen, golden.read_questions(path), path.stem, DEFAULT).strengths
-        for path in (answerable, unanswerable)
-    ]
+    asked = [_of_kind(answerable, answered=True), _of_kind(unanswerable, answered=False)]
+    strengths = [_outcome(principal, chosen, questions, "", DEFAULT).strengths for questions in asked]
     found = evidence.calibrate(*strengths)
     click.echo(
         f"floor {found.floor:.4f}; on unseen questions AUC {found.auc:.3f}, "
@@ -193,9 +198,57 @@ def calibrate(answerable: Path, unanswerable: Path, tenant: str, space: str, sto
         click.echo(f"Stored with {chosen.name}.")
 
 
+def _converted(
+    kind: str, source: Path, asked_in: str, written_in: str
+) -> tuple[list[golden.CorpusText], list[golden.Question]]:
+    if kind == "xquad":
+        asking, written = (source / f"xquad.{language}.json" for language in (asked_in, written_in))
+        return golden.xquad(asking, written, asked_in, written_in)
+    if kind == "cranfield":
+        return golden.cranfield(source)
+    return [], golden.known_items(sorted(source.glob("*.md")))
+
+
 def _member(tenant: str, email: str) -> Principal:
     chosen = chosen_tenant(tenant)
     return acting_as(chosen, email or f"admin@{chosen.slug}.example")
+
+
+def _asked(path: Path) -> list[golden.Question]:
+    """The questions of a golden set. Raises PermanentError, also when there is none: no measure is true of nothing."""
+    found = golden.read_questions(path)
+    if not found:
+        raise PermanentError("bad-golden-set", f"{path} has no question.", "See docs/retrieval.md for the form.")
+    return found
+
+
+def _not_searchable(principal: Principal, asked: Sequence[golden.Question]) -> list[str]:
+    """Names of expected documents that the tenant does not have: submitted under others, withdrawn, or never."""
+    wanted = {relevant.document for question in asked for relevant in question.relevant}
+    with tenant_session(principal.tenant_id) as session:
+        there = session.execute(
+            text(
+                "select external_id from rag.documents where tenant_id = :tenant and state = 'searchable' "
+                "and external_id = any(cast(:names as text[]))"
+            ),
+            {"tenant": principal.tenant_id, "names": array_literal(wanted)},
+        ).scalars()
+        return sorted(wanted - set(there))
+
+
+def _of_kind(path: Path, *, answered: bool) -> list[golden.Question]:
+    """Questions of which all have something relevant, or none. Raises PermanentError: a floor fitted to files that were
+    mixed up would be stored for everybody, and refuse what has an answer."""
+    found = _asked(path)
+    wrong = next((question for question in found if bool(question.relevant) != answered), None)
+    if wrong is not None:
+        problem = "has nothing relevant" if answered else "has something relevant"
+        raise PermanentError(
+            "bad-golden-set",
+            f"{path}: question {wrong.id!r} {problem}.",
+            "Give the file of answerable questions first, then that of unanswerable ones.",
+        )
+    return found
 
 
 def _who(tenant: str, email: str, space: str) -> tuple[Principal, Space]:
@@ -229,18 +282,36 @@ def _reranking(principal: Principal, space: Space, model: str) -> Reranking:
 
 
 def _tuning(settings: Sequence[str]) -> Tuning:
-    known = {field.name: field.type for field in fields(Tuning)}
+    known = {field.name: str(field.type) for field in fields(Tuning)}
     values: dict[str, bool | int | float] = {}
     for setting in settings:
-        name, _, value = setting.partition("=")
+        name, _, written = setting.partition("=")
         if name not in known:
             raise PermanentError("bad-setting", f"There is no setting {name!r}.", f"Use {', '.join(known)}.")
-        try:
-            kind = str(known[name])
-            values[name] = value == "true" if kind == "bool" else int(value) if kind == "int" else float(value)
-        except ValueError:
-            raise PermanentError("bad-setting", f"{setting!r} is no number.", "Write name=number.") from None
+        value = _value(known[name], written)
+        if value is None:
+            raise PermanentError("bad-setting", f"{setting!r} is no value for it.", _TAKES[known[name].split()[0]])
+        values[name] = value
     return replace(DEFAULT, **values)  # type: ignore[arg-type] # the names were checked above
+
+
+_TAKES = {
+    "bool": "Write name=true or name=false.",
+    "int": f"Write name=number, 1 to {MOST_LOOKED_AT}.",
+    "float": "Write name=number, 0 or more.",
+}
+
+
+def _value(kind: str, written: str) -> bool | int | float | None:
+    """What is written for a setting of that type; None where it is nothing that a search can be asked with."""
+    if kind == "bool":
+        return {"true": True, "false": False}.get(written)
+    try:
+        number = int(written) if kind == "int" else float(written)
+    except ValueError:
+        return None
+    fits = 1 <= number <= MOST_LOOKED_AT if kind == "int" else 0 <= number < math.inf
+    return number if fits else None
 
 
 def _show_judged(judged: Sequence[judging.Judgement]) -> None:
@@ -255,7 +326,7 @@ def _show_judged(judged: Sequence[judging.Judgement]) -> None:
             gap = gaps[measure]
             cells.append("" if gap is None else _cell(gap.mean, gap.low, gap.high, signed=True))
         table.add_row(measure, str(len(values)), *cells)
-    Console().print(table)
+    screen().print(table)
 
 
 def _cell(mean: float, low: float, high: float, *, signed: bool = False) -> str:

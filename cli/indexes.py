@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import cast
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from sqlalchemy import Connection
 
 from cli.context import actor, chosen_tenant, tenant_option
 from cli.jobs import run as run_job
+from cli.screen import screen
 from shared.audit import record
 from shared.database import operator_session, tenant_session
 from shared.errors import PermanentError, SettingsError
@@ -61,7 +61,7 @@ def list_(large: bool) -> None:
             size = f"{standing.size / 1e6:.1f}" if standing.method else ""
             about = (f"{standing.corpus.vectors:,}", _method(standing), size, _probed(standing), standing.advice)
             table.add_row(escape(standing.tenant), escape(standing.space), *about)
-    Console().print(table)
+    screen().print(table)
 
 
 @indexes.command()

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from sqlalchemy import text
 
+from cli.screen import screen, table_of
 from functions.maintenance.running import JOBS, run_job
 from shared.database import operator_session
 from shared.errors import Superseded
@@ -36,7 +35,7 @@ def jobs() -> None:
 @click.option("--history", default=1, show_default=True, type=click.IntRange(1, 1000), help="Runs shown of each job.")
 def list_(history: int) -> None:
     """Every job with its last runs: state, progress, turns, result, who started it."""
-    table = Table("job", "slot (UTC)", "state", "progress", "turns", "result", "by", box=None)
+    table = table_of("job", "slot (UTC)", "state", "progress", "turns", "result", "by", whole=("job",))
     with operator_session() as session:
         rows = session.execute(
             text(
@@ -60,7 +59,7 @@ def list_(history: int) -> None:
         )
     for name in sorted(JOBS.keys() - {row.job for row in rows}):
         table.add_row(name, "never", "", "", "", "", "")
-    console = Console()
+    console = screen()
     console.print(table)
     console.print()
     for name, job in sorted(JOBS.items()):
@@ -78,7 +77,7 @@ def run(name: str, slot: datetime | None) -> None:
     configure_logging(get_settings().log_format)
     command = RunJob(job=name, slot=slot.replace(tzinfo=UTC) if slot else datetime.now(UTC))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Bar(*columns, console=screen(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(name, total=None)
 
         def watch(progress: Progress) -> None:

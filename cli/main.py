@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 
 import click
 
+from cli.failures import foreseen, told
 from shared.errors import NoesisError, PermanentError
 
 COMMANDS = {
@@ -69,10 +71,17 @@ def noesis() -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is one line, not a stack."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding gets the answer, too
     try:
+        _check_words(sys.argv[1:])
         # Outside its standalone mode click returns the status of `Exit` instead of raising it.
         sys.exit(noesis(standalone_mode=False) or 0)
-    except click.Abort:
+    except click.Abort as abort:
+        asked = abort.__cause__ is None  # else somebody interrupted what was being done
+        if asked and not (sys.stdin and sys.stdin.isatty()):
+            click.echo("\nNothing was done. Where nobody can be asked, --yes answers.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -83,3 +92,18 @@ def main() -> None:
     except NoesisError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
+    except foreseen() as error:
+        line = told(error)
+        if line is None:
+            raise
+        click.echo(line, err=True)
+        sys.exit(1)
+
+
+def _check_words(words: list[str]) -> None:
+    """Raises UsageError for words that are no text: no name of ours is, and the database takes none."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise click.UsageError("An argument is not UTF-8.") from None

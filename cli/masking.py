@@ -7,11 +7,10 @@ import sys
 from typing import cast
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.context import chosen_tenant, tenant_option
+from cli.screen import screen, table_of
 from shared.database import operator_session
 from shared.masking import KINDS, SECRETS
 from shared.privacy.editing import List, add_term, remove_term, set_rule, set_tracing
@@ -38,11 +37,11 @@ def list_(tenant: str) -> None:
     chosen = chosen_tenant(tenant)
     with operator_session() as session:
         rules = rules_of(session, chosen.tenant_id)
-    table = Table("kind", "for models", "in traces and logs", box=None)
+    table = table_of("kind", "for models", "in traces and logs")
     for kind in KINDS:
         shown = ["masked" if kind in rules.kinds(purpose) else "as it is" for purpose in PURPOSES]
         table.add_row(kind, *shown[:1], "always masked" if kind in SECRETS else shown[1])
-    console = Console()
+    console = screen()
     console.print(table)
     console.print(f"Masked terms: {escape(', '.join(rules.words.terms)) or 'none'}.")
     console.print(f"Never masked: {escape(', '.join(sorted(rules.words.allowed))) or 'nothing'}.")

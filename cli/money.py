@@ -8,11 +8,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 from sqlalchemy import text
 
 from cli.context import chosen_tenant, tenant_option
+from cli.screen import json_option, print_json, screen, table_of
 from shared.audit import record
 from shared.conversations.waiting import wake_runs
 from shared.database import operator_session, tenant_session
@@ -35,7 +35,7 @@ def budgets() -> None:
 def show() -> None:
     """Every tenant's limits, what is spent and reserved of them, and how many documents and questions wait."""
     now = datetime.now(UTC)
-    table = Table("tenant", "period", "limit EUR", "spent", "reserved", "waiting", box=None)
+    table = table_of("tenant", "period", "limit EUR", "spent", "reserved", "waiting", whole=("tenant",))
     with operator_session() as session:
         waiting = {
             row.tenant_id: row.count
@@ -61,7 +61,7 @@ def show() -> None:
             limit = run_limit(session, tenant.tenant_id)
             if limit is not None:
                 table.add_row(tenant.slug, "run", _eur(limit), "", "", "")
-    Console().print(table)
+    screen().print(table)
     cap = STAGE_CAPS.get(get_settings().noesis_stage)
     click.echo(f"Cap of this stage: {f'below {cap[1]} EUR a {cap[0]}' if cap else 'none'}.")
 
@@ -96,6 +96,8 @@ def set_(period: Day, limit: str, tenant: str) -> None:
 @click.option("--from", "valid_from", type=click.DateTime(), help="Valid from (UTC); default: now.")
 def price(model: str, eur_per_million: str, output: str | None, valid_from: datetime | None) -> None:
     """Enter what a MODEL costs: EUR per million input tokens, and output tokens if it writes."""
+    if not model.strip():
+        raise click.BadParameter("a model has a name", param_hint="MODEL")
     start = valid_from.replace(tzinfo=UTC) if valid_from else datetime.now(UTC)
     with operator_session() as session:
         set_price(session, model, _amount(eur_per_million), start, None if output is None else _amount(output))
@@ -107,11 +109,11 @@ def price(model: str, eur_per_million: str, output: str | None, valid_from: date
 
 @click.command()
 @click.option("--days", default=30, show_default=True, type=click.IntRange(1, 3660), help="How far back.")
-def costs(days: int) -> None:
+@json_option
+def costs(days: int, as_json: bool) -> None:
     """What documents and answers have cost, by tenant and model."""
-    table = Table(
-        "tenant", "model", "calls", "documents", "questions", "tokens in", "out", "EUR", "EUR per million", box=None
-    )
+    headers = ("tenant", "model", "calls", "documents", "questions", "tokens in", "out", "EUR", "EUR per million")
+    table = table_of(*headers, whole=("tenant",))
     with operator_session() as session:
         rows = session.execute(
             text(
@@ -126,14 +128,17 @@ def costs(days: int) -> None:
                 "order by eur desc, tokens desc"
             ),
             {"days": days},
-        )
+        ).all()
+        if as_json:
+            print_json([dict(row._mapping) for row in rows])
+            return
         for row in rows:
             shown = "no price: counted as free" if row.price is None else _eur(row.price)
             if row.output_price is not None:
                 shown += f" / {_eur(row.output_price)}"
             counts = (str(row.calls), str(row.documents), str(row.questions), f"{row.tokens:,}", f"{row.output:,}")
-            table.add_row(row.slug, row.model, *counts, _eur(row.eur), shown)
-    Console().print(table)
+            table.add_row(row.slug, escape(row.model), *counts, _eur(row.eur), shown)
+    screen().print(table)
 
 
 def _wake(cause: Literal["budget", "price"]) -> int:

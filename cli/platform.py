@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from cli.screen import screen, table_of
 from shared.settings import home
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def status(as_json: bool) -> None:
 
 
 def _show(found: PlatformStatus) -> None:
-    console = Console(highlight=False)
+    console = screen()
     console.print(f"noesis2 in {found.home}: {found.phase}", markup=False)
     if found.error:
         console.print(f"error: {found.error}", markup=False)
-    table = Table("service", "state", "pid", "port", "up", "restarts", "RSS MiB", "PSS MiB", box=None)
+    table = table_of("service", "state", "pid", "port", "up", "restarts", "RSS MiB", "PSS MiB", whole=("service",))
     for service in found.services:
         state = f"[green]{service.detail}[/]" if service.healthy else f"[red]{service.detail}[/]"
         figures = [f"{service.rss:.0f}", f"{service.pss:.0f}"] if service.pid else ["", ""]
@@ -82,7 +82,7 @@ def _show_bus(console: Console, bus: dict[str, Any]) -> None:
     if not subscriptions:
         return
     columns = sorted({column for figures in subscriptions.values() for column in figures})
-    table = Table("subscription", *(column.replace("_", " ") for column in columns), box=None)
+    table = table_of("subscription", *(column.replace("_", " ") for column in columns))
     for name, figures in subscriptions.items():
         table.add_row(name, *(_text(figures.get(column)) for column in columns))
     console.print(table)

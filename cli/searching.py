@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cli.context import acting_as, chosen_tenant, payer_for, tenant_option
+from cli.screen import json_option, print_json, screen
 from shared.database import tenant_session
 from shared.errors import PermanentError
 from shared.retrieval.explaining import Explanation, explain
@@ -40,9 +41,16 @@ SHOWN = 300
 @click.option("--since", type=MOMENT, help="Only documents changed at this time or later.")
 @click.option("--until", type=MOMENT, help="Only documents changed before this time.")
 @click.option("--as-of", type=MOMENT, help="The versions that answered at this time.")
-@click.option("--context", default=0, metavar="TOKENS", help="Widen the passages by what stands around them.")
+@click.option(
+    "--context",
+    default=0,
+    metavar="TOKENS",
+    type=click.IntRange(0),
+    help="Widen the passages by what stands around them.",
+)
 @click.option("--rerank/--no-rerank", default=None, help="With the model of RERANK_MODEL (its default) or without.")
 @click.option("--explain", "explained", is_flag=True, help="Say how the result came about.")
+@json_option
 def search(
     question: str,
     tenant: str,
@@ -51,6 +59,7 @@ def search(
     context: int,
     rerank: bool | None,
     explained: bool,
+    as_json: bool,
     **narrowed: Any,
 ) -> None:
     """Find passages without asking a model to answer. Times are ISO 8601, in your time zone unless they say another."""
@@ -62,7 +71,11 @@ def search(
     asker = Asker(principal.tenant_id, principal.member_id, services().clock.now())
     wanted = Wanted(top, context, rerank, filters)
     found = retrieve(services().models, services().settings, asker, question, wanted)
-    console = Console(highlight=False)
+    if as_json:
+        why = asdict(_explanation(principal, found.space, question, top, filters)) if explained else None
+        print_json({**asdict(found), "space": found.space.name, "explanation": why})
+        return
+    console = screen()
     for number, passage in enumerate(found.passages, start=1):
         _show(console, number, passage, explained)
     if not found.passages:
@@ -87,8 +100,15 @@ def _filters(
         sources,
         languages,
         dict(map(_pair, metadata)),
-        *(moment.astimezone() if moment else None for moment in (since, until, as_of)),
+        *(_aware(moment) if moment else None for moment in (since, until, as_of)),
     )
+
+
+def _aware(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone()
+    except (ValueError, OverflowError):
+        raise PermanentError("bad-filter", f"{moment} is out of range.", "Give a later time.") from None
 
 
 def _pair(given: str) -> tuple[str, str]:

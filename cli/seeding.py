@@ -6,8 +6,8 @@ import base64
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from cli.screen import screen
 from cli.submitting import SOURCE, publish_all, wait_for
 from shared.database import operator_session
 from shared.documents.intake import document_id_of
@@ -48,7 +48,7 @@ def seed(wait: bool) -> None:
         publish_all(events)
         if wait:
             versions = {document_id_of(tenant.tenant_id, SOURCE, e.external_id): VERSION for e in events}
-            ended = wait_for(tenant.tenant_id, versions, 300, Console(stderr=True))
+            ended = wait_for(tenant.tenant_id, versions, 300, screen(stderr=True))
             failed = [row.external_id for row in ended.values() if row.state != "searchable"]
             if len(ended) < len(versions) or failed:
                 raise click.ClickException(f"{slug}: {len(versions) - len(ended)} not yet, failed: {failed}")

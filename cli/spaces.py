@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 from sqlalchemy import text
 
 from cli.context import actor
+from cli.screen import screen, table_of
 from shared.audit import record
 from shared.database import operator_session
 from shared.errors import PermanentError
@@ -27,16 +26,8 @@ def spaces() -> None:
 @spaces.command("list")
 def list_() -> None:
     """Every space with its profile, its evidence floor, and how many tenants have it in which state."""
-    table = Table(
-        Column("space", overflow="fold"),
-        "model",
-        "dimension",
-        "chunker",
-        "prefixes",
-        "evidence floor",
-        "tenants",
-        box=None,
-    )
+    headers = ("space", "model", "dimension", "chunker", "prefixes", "evidence floor", "tenants")
+    table = table_of(*headers, whole=("space",))
     with operator_session() as session:
         rows = session.execute(
             text(
@@ -57,7 +48,7 @@ def list_() -> None:
             floor,
             row.tenants or "none",
         )
-    Console().print(table)
+    screen().print(table)
 
 
 @spaces.command()

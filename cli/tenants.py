@@ -6,13 +6,13 @@ import re
 from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from cli.context import actor, chosen_tenant, tenant_option
 from cli.erasing import erase, export, verify_certificate, verify_export_
+from cli.screen import json_option, print_json, screen, table_of
 from shared.audit import record
 from shared.database import operator_session
 from shared.documents.cancellation import cancel_source
@@ -25,6 +25,7 @@ from shared.tenants.directory import (
     create_tenant,
     list_tenants,
     remove_from_group,
+    remove_member,
     unbind_source,
 )
 
@@ -41,14 +42,18 @@ def tenants() -> None:
 
 
 @tenants.command("list")
-def list_() -> None:
+@json_option
+def list_(as_json: bool) -> None:
     """All tenants."""
     with operator_session() as session:
         found = list_tenants(session)
-    table = Table("slug", "id", "name", box=None)
+    if as_json:
+        print_json([{"slug": one.slug, "tenant_id": one.tenant_id, "name": one.name} for one in found])
+        return
+    table = table_of("slug", "id", "name", whole=("slug", "id"))
     for tenant in found:
-        table.add_row(tenant.slug, str(tenant.tenant_id), tenant.name)
-    Console().print(table)
+        table.add_row(tenant.slug, str(tenant.tenant_id), escape(tenant.name))
+    screen().print(table)
 
 
 @tenants.command()
@@ -74,15 +79,15 @@ def create(slug: str, name: str, admin: str) -> None:
 def members(tenant: str) -> None:
     """The members of a tenant."""
     chosen = chosen_tenant(tenant)
-    table = Table("e-mail", "name", "role", box=None)
+    table = table_of("e-mail", "name", "role", whole=("e-mail",))
     with operator_session() as session:
         rows = session.execute(
             text("select email, name, role from core.members where tenant_id = :t order by email"),
             {"t": chosen.tenant_id},
         )
         for row in rows:
-            table.add_row(*row)
-    Console().print(table)
+            table.add_row(*map(escape, row))
+    screen().print(table)
 
 
 @tenants.command("add-member")
@@ -103,6 +108,26 @@ def add_member_(email: str, tenant: str, name: str, role: str, groups: tuple[str
         for group in groups:
             add_to_group(session, chosen.tenant_id, group, member_id)
     click.echo(str(member_id))
+
+
+@tenants.command("remove-member")
+@click.argument("email")
+@tenant_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove_member_(email: str, tenant: str, yes: bool) -> None:
+    """Take a member out of a tenant, with their conversations; the documents they uploaded stay.
+
+    They see nothing of the tenant any more. There is no way back but a new, empty membership.
+    """
+    chosen = chosen_tenant(tenant)
+    if not yes:
+        click.confirm(f"Remove {email} from {chosen.slug}, with all their conversations?", abort=True)
+    with operator_session() as session:
+        member_id = remove_member(session, chosen.tenant_id, email)
+        if member_id is None:
+            raise click.ClickException(f"{email} is no member of {chosen.slug}.")
+        _record(session, chosen.tenant_id, "member-removed", str(member_id))
+    click.echo(f"{email} is no longer a member of {chosen.slug}.")
 
 
 @tenants.command()

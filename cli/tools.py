@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from cli.context import chosen_tenant, tenant_option
+from cli.screen import screen, table_of
 from shared.database import operator_session, tenant_session
 from shared.tools.catalogue import TOOLS, Asking
 from shared.tools.registry import ASKER, ROLES, Grant, grants
@@ -38,7 +37,7 @@ def list_(tenant: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: _plain(grant) for name, grant in found.items()}, indent=2))
         return
-    table = Table("tool", "effect", "on", "for", "asks", "approvers", "waits", "goes to", box=None)
+    table = table_of("tool", "effect", "on", "for", "asks", "approvers", "waits", "goes to", whole=("tool",))
     for name, grant in found.items():
         approvers = "" if grant.asking == "never" and grant.tool.effect != "external" else ", ".join(grant.approvers)
         eyes = " (not the asker)" if approvers and grant.four_eyes else ""
@@ -52,7 +51,7 @@ def list_(tenant: str, as_json: bool) -> None:
             f"{grant.patience.total_seconds() / 3600:g} h" if approvers else "",
             escape("; ".join(entry["url"] for entry in grant.settings.get("allow", ()))),
         )
-    Console().print(table)
+    screen().print(table)
 
 
 @tools.command()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import timedelta
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.orm import Session
 
-from cli.context import chosen_tenant, tenant_option
+from cli.context import chosen_tenant, collection_option, hours, tenant_option
+from cli.screen import screen, table_of
 from shared.database import operator_session, tenant_session
 from shared.documents.ending import withdraw
 from shared.documents.intake import document_id_of
@@ -42,7 +40,7 @@ def web_sources() -> None:
 @click.argument("url")
 @tenant_option
 @click.option("--sitemap", is_flag=True, help="The address is a sitemap: all pages it names are read.")
-@click.option("--collection", default="default", help="Collection the pages go to.")
+@collection_option
 @click.option(
     "--every", default=24.0, show_default=True, type=click.FloatRange(0.2, 8760), help="Hours between visits."
 )
@@ -54,7 +52,7 @@ def add(url: str, tenant: str, sitemap: bool, collection: str, every: float) -> 
     with tenant_session(chosen.tenant_id) as session:
         kind = "sitemap" if sitemap else "page"
         source_id = add_source(
-            session, chosen.tenant_id, target, kind, collection=collection, refresh_every=timedelta(hours=every)
+            session, chosen.tenant_id, target, kind, collection=collection, refresh_every=hours(every)
         )
         if not sitemap:
             document_id = document_id_of(chosen.tenant_id, SOURCE, target.url)
@@ -69,7 +67,7 @@ def list_(tenant: str) -> None:
     chosen = chosen_tenant(tenant)
     with tenant_session(chosen.tenant_id) as session:
         found = list_sources(session, chosen.tenant_id)
-    table = Table("url", "kind", "pages", "read", "failed", "gone", "next (UTC)", "reason", box=None)
+    table = table_of("url", "kind", "pages", "read", "failed", "gone", "next (UTC)", "reason", whole=("url",))
     for source in found:
         why = f"{source.message} {source.next_action or ''} ({source.reason})" if source.reason else ""
         table.add_row(
@@ -82,7 +80,7 @@ def list_(tenant: str) -> None:
             f"{source.next_fetch_at:%Y-%m-%d %H:%M}" if source.next_fetch_at else "",
             escape(why),
         )
-    Console().print(table)
+    screen().print(table)
 
 
 @web_sources.command()

@@ -59,6 +59,7 @@ def _moment(value: datetime) -> datetime:
 
 Text = Annotated[str, AfterValidator(_clean)]
 Name = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_clean)]
+COLLECTION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SourceVersion = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -127,7 +128,7 @@ class DocumentSubmitted(TenantMessage):
     file_name: Annotated[Text, Field(max_length=512)] = ""
     title: Annotated[Text, Field(max_length=512)] = ""
     media_type: Annotated[Text, Field(max_length=255)] = ""
-    collection: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
+    collection: Annotated[str, Field(pattern=COLLECTION_NAME)] = "default"
     content: Annotated[str, Field(description="Base64, at most 256 KiB of bytes")] | None = None
     uri: Annotated[Text, Field(max_length=2048)] | None = None
     metadata: dict[Name, Name] = Field(default_factory=dict, max_length=64)

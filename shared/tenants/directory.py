@@ -80,6 +80,27 @@ def add_member(session: Session, tenant_id: UUID, email: str, *, name: str, role
     return member_id
 
 
+def remove_member(operator: Session, tenant_id: UUID, email: str) -> UUID | None:
+    """Remove a member with their conversations, answers and feedback; returns the member's id, None for a stranger.
+
+    A question of theirs that is being answered ends. What they uploaded is the tenant's and stays. Raises
+    PermanentError `last-admin`: nobody could act for the tenant.
+    """
+    admins = operator.execute(
+        text("select email from core.members where tenant_id = :tenant and role = 'admin' for update"),
+        {"tenant": tenant_id},
+    ).scalars()
+    if list(admins) == [email.lower()]:
+        raise PermanentError(
+            "last-admin", f"{email} is the only administrator.", "Make somebody else administrator first."
+        )
+    gone: UUID | None = operator.execute(
+        text("delete from core.members where tenant_id = :tenant and email = :email returning member_id"),
+        {"tenant": tenant_id, "email": email.lower()},
+    ).scalar()
+    return gone
+
+
 def add_to_group(session: Session, tenant_id: UUID, group: str, member_id: UUID) -> None:
     """Put a member into a group, which is made when it does not exist. Raises ValueError without a name."""
     if not group.strip():

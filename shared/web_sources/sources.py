@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import array_literal, write_one
 from shared.errors import PermanentError
+from shared.events import COLLECTION_NAME
 from shared.fetching.addresses import Target
 from shared.fetching.failures import FetchFailed
 from shared.web_sources.pages import FIRST_RETRY, MAX_PAGES, MAX_URL
@@ -65,6 +67,13 @@ def add_source(
     """Add a page or a sitemap, or change collection and interval of a known one. Raises PermanentError."""
     if len(target.url) > MAX_URL:
         raise PermanentError("url-not-allowed", f"The URL is longer than {MAX_URL} characters.", "Give a shorter one.")
+    if not re.fullmatch(COLLECTION_NAME, collection):
+        # Every page of it would be refused where it is ordered, together with what is ordered with it.
+        raise PermanentError(
+            "bad-collection",
+            "The name of the collection is not lower-case letters, digits and hyphens, at most 63.",
+            "Name another collection.",
+        )
     if refresh_every < MIN_REFRESH:
         raise PermanentError("too-often", "A page is fetched at most every ten minutes.", "Give a longer interval.")
     web_source_id: UUID = session.execute(

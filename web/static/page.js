@@ -231,9 +231,14 @@ function showWaiting(cause) {
   $("status").textContent = label;
 }
 
+// Where a passage stands in its document; the title, which stands above it, is not told twice.
+function pathOf(citation) {
+  return citation.heading_path.filter((heading) => heading !== citation.title).join(" › ");
+}
+
 function sourceRow(citation) {
   const open = (event) => openPassage(citation, event.currentTarget);
-  const path = citation.heading_path.join(" › ");
+  const path = pathOf(citation);
   return element(
     "li",
     {},
@@ -473,7 +478,7 @@ async function openPassage(citation, from) {
   for (const pressed of document.querySelectorAll(".open")) pressed.classList.remove("open");
   from.classList.add("open");
   $("passage-title").textContent = citation.title;
-  const place = [citation.page && say("page", { page: citation.page }), citation.heading_path.join(" › ")];
+  const place = [citation.page && say("page", { page: citation.page }), pathOf(citation)];
   $("passage-place").textContent = place.filter(Boolean).join(" · ");
   $("passage-note").hidden = true;
   $("passage-text").textContent = say("passage-loading");

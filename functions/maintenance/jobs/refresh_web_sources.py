@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid5
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from shared.database import operator_session, tenant_session
@@ -19,7 +20,7 @@ from shared.fetching.sitemaps import Sitemap, read_sitemap
 from shared.jobs.leases import Lease, Progress
 from shared.messaging import publish
 from shared.services import Services
-from shared.web_sources.pages import SOURCE, DuePage, add_pages, due_pages, order_pages
+from shared.web_sources.pages import SOURCE, DuePage, Order, add_pages, due_pages, order_pages
 from shared.web_sources.sources import (
     DueSitemap,
     add_children,
@@ -114,13 +115,24 @@ def _order(due: list[DuePage]) -> int:
     for tenant_id, page_ids in by_tenant.items():
         with tenant_session(tenant_id) as session:
             for order in order_pages(session, tenant_id, page_ids):
-                event = DocumentSubmitted(
-                    event_id=uuid5(order.page_id, order.turn),
-                    tenant_id=tenant_id,
-                    external_id=order.url,
-                    uri=order.url,
-                    collection=order.collection,
-                )
-                publish(session, event, topic=TOPIC)
-                count += 1
+                event = _submission(tenant_id, order)
+                if event is not None:
+                    publish(session, event, topic=TOPIC)
+                    count += 1
     return count
+
+
+def _submission(tenant_id: UUID, order: Order) -> DocumentSubmitted | None:
+    """The message for a page; None for a row that makes none: it must not keep everybody else's pages waiting."""
+    try:
+        return DocumentSubmitted(
+            event_id=uuid5(order.page_id, order.turn),
+            tenant_id=tenant_id,
+            external_id=order.url,
+            uri=order.url,
+            collection=order.collection,
+        )
+    except ValidationError as refused:
+        fields = ", ".join(str(problem["loc"][0]) for problem in refused.errors(include_input=False))
+        log.error("page %s not ordered, its row is not valid: %s", order.page_id, fields)
+        return None
