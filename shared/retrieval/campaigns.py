@@ -249,11 +249,15 @@ def resume(
 def cancel(operator: Session, tenant_id: UUID, *, now: datetime, actor: str) -> Campaign:
     """Give it up: the space that answers goes on answering, what was filled is dropped by the job `campaigns`.
 
+    A plan that never began filled nothing: what an earlier campaign left in its space is kept as long as that one said.
     Call `finish_held_versions` afterwards.
     """
     campaign = locked(operator, tenant_id, "planned", "filling", "paused", "ready")
-    set_state(operator, campaign, "cancelled", "ended_at = :now, drop_after = :now", now=now)
-    set_space(operator, tenant_id, campaign.target.space_id, "paused")
+    if campaign.state == "planned":
+        set_state(operator, campaign, "cancelled", "ended_at = :now", now=now)
+    else:
+        set_state(operator, campaign, "cancelled", "ended_at = :now, drop_after = :now", now=now)
+        set_space(operator, tenant_id, campaign.target.space_id, "paused")
     note(operator, campaign, "campaign-cancelled", actor)
     return campaign
 

@@ -27,7 +27,7 @@ from shared.retrieval.passages import Passage
 from shared.retrieval.paying import Payer, question_vectors
 from shared.retrieval.questions import checked_question
 from shared.retrieval.search import search
-from shared.retrieval.spaces import Space
+from shared.retrieval.spaces import Space, state_in
 from shared.tenants.directory import Principal
 
 TOP = 10
@@ -81,12 +81,16 @@ def recent_questions(session: Session, tenant_id: UUID, limit: int = RECENT) -> 
 
 
 def compare(payer: Payer, asked: Sequence[Asked], old: Space, new: Space, models: Models) -> Comparison:
-    """Ask every question in both spaces. Raises PermanentError `no-questions` when there are none, and like `pay`."""
+    """Ask every question in both spaces.
+
+    Raises PermanentError `no-questions` when there are none, `no-vector-space`, and like `pay`.
+    """
     usable = [question for question in asked if _is_question(question.question)]
     if not usable:
         raise PermanentError(
             "no-questions", "The tenant has asked nothing yet.", "Give a golden set: --golden questions.jsonl."
         )
+    _check_filled(payer.tenant_id, old, new)
     before, after = (_ask(payer, usable, space, models) for space in (old, new))
     overlaps = [
         len({p.chunk_id for p in a} & {p.chunk_id for p in b}) / len(a) if a else float(not b)
@@ -114,7 +118,8 @@ def compare(payer: Payer, asked: Sequence[Asked], old: Space, new: Space, models
 def compare_judged(
     principal: Principal, payer: Payer, questions: Sequence[Question], old: Space, new: Space, models: Models
 ) -> tuple[Outcome, Outcome, dict[str, Estimate]]:
-    """Both spaces on a golden set: measures of each, and paired differences new - old."""
+    """Both spaces on a golden set: measures of each, and paired differences new - old. Raises `no-vector-space`."""
+    _check_filled(payer.tenant_id, old, new)
     before, after = (
         evaluate(principal, space, questions, partial(question_vectors, models, payer, space), name=space.name)
         for space in (old, new)
@@ -131,6 +136,18 @@ def store_comparison(operator: Session, tenant_id: UUID, campaign_id: UUID, comp
         ),
         {"tenant": tenant_id, "campaign": campaign_id, "comparison": json.dumps(comparison)},
     )
+
+
+def _check_filled(tenant_id: UUID, *spaces: Space) -> None:
+    """A space that was dropped, or not begun, answers nothing: measured beside another it would only look bad."""
+    with tenant_session(tenant_id) as session:
+        for space in spaces:
+            if state_in(session, tenant_id, space.space_id) in (None, "retired"):
+                raise PermanentError(
+                    "no-vector-space",
+                    f"The tenant has no vectors in {space.name}.",
+                    "Compare after the campaign's start and before a space of it is dropped.",
+                )
 
 
 def _ask(payer: Payer, asked: Sequence[Asked], space: Space, models: Models) -> list[list[Passage]]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import PermanentError
+from shared.retrieval.questions import written
 
 _Item = TypeVar("_Item", bound=BaseModel)
 
@@ -30,7 +31,7 @@ class Relevant(BaseModel):
 
     document: str = Field(min_length=1)
     passage: str | None = None
-    grade: float = Field(default=1.0, gt=0)
+    grade: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class Question(BaseModel):
@@ -57,8 +58,19 @@ class CorpusText(BaseModel):
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file. Raises PermanentError `bad-golden-set` naming the line."""
-    return [_parsed(Question, path, number, line) for number, line in _lines(path)]
+    """The questions of a file. Raises PermanentError `bad-golden-set` naming the line.
+
+    Twice the same id is an error: a question that counts twice makes intervals narrower than they are, and one that is
+    in both halves of a calibration is no unseen one.
+    """
+    lines: dict[str, int] = {}
+    questions = []
+    for number, line in _lines(path):
+        question = _parsed(Question, path, number, line)
+        if (first := lines.setdefault(question.id, number)) != number:
+            raise _bad(path, number, f"the id {question.id!r} is that of line {first}")
+        questions.append(question)
+    return questions
 
 
 def read_items(kind: type[_Item], path: Path) -> list[_Item]:
@@ -133,7 +145,7 @@ def held_out(
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # editors on Windows begin a file with a byte order mark
             for number, line in enumerate(file, start=1):
                 if len(line) > LONGEST_LINE:
                     raise _bad(path, number, "the line is too long")
@@ -196,11 +208,13 @@ def xquad(questions: Path, corpus: Path, asked_in: str, written_in: str) -> tupl
     """
     texts, found = [], []
     asking, writing = (_Squad.model_validate_json(path.read_text(encoding="utf-8")) for path in (questions, corpus))
-    for number, (article, written) in enumerate(zip(asking.data, writing.data, strict=True)):
-        pairs = zip(article.paragraphs, written.paragraphs, strict=True)
+    for number, (article, translated) in enumerate(zip(asking.data, writing.data, strict=True)):
+        pairs = zip(article.paragraphs, translated.paragraphs, strict=True)
         for place, (paragraph, target) in enumerate(pairs):
             document = f"xquad-{number:02}-{place}"
-            texts.append(CorpusText(document=document, title=written.title, language=written_in, text=target.context))
+            texts.append(
+                CorpusText(document=document, title=translated.title, language=written_in, text=target.context)
+            )
             answers = {qa.id: tuple(answer.text for answer in qa.answers) for qa in target.qas}
             found += [
                 Question(
@@ -295,5 +309,6 @@ def _first_line(body: str) -> str:
 
 
 def contains(chunk: str, passage: str | None) -> bool:
-    """Whether a chunk holds the expected passage; line breaks and runs of spaces do not matter. No passage: yes."""
-    return passage is None or _flat(passage) in _flat(chunk)
+    """Whether a chunk holds the expected passage; line breaks, runs of spaces and how letters are composed do not
+    matter. No passage: yes."""
+    return passage is None or _flat(written(passage)) in _flat(written(chunk))

@@ -26,6 +26,13 @@ BUILD_FROM = 10_000
 DROP_BELOW = 7_000
 """Below BUILD_FROM, so that a tenant around it does not build and drop in turns."""
 
+PATIENCE = "15min"
+"""How long DDL waits CONCURRENTLY for transactions that began before it, of whatever tenant and table: longer than any
+of ours (a recall probe, a count of statistics take minutes). Meanwhile it blocks neither reads nor writes."""
+
+IMPATIENCE = "5s"
+"""How long other DDL waits for a lock: everybody who comes after it waits behind it."""
+
 Method = Literal["hnsw", "ivfflat"]
 
 
@@ -148,10 +155,20 @@ def owner_connection(url: str) -> Iterator[Connection]:
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("set maintenance_work_mem = '512MB'")
-            connection.exec_driver_sql("set lock_timeout = '5s'")
+            connection.exec_driver_sql(f"set lock_timeout = '{IMPATIENCE}'")
             yield connection
     finally:
         engine.dispose()
+
+
+def concurrently(owner: Connection, statement: str) -> None:
+    """Execute DDL that blocks nobody while it waits for locks: the few seconds of other DDL would end every build that
+    meets a longer transaction, after all of its work."""
+    owner.exec_driver_sql(f"set lock_timeout = '{PATIENCE}'")
+    try:
+        owner.exec_driver_sql(statement)
+    finally:
+        owner.exec_driver_sql(f"set lock_timeout = '{IMPATIENCE}'")
 
 
 def build(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> None:
@@ -164,15 +181,33 @@ def build(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> None:
     kind = vector_type(corpus.dimension)
     options = f"lists = {max(corpus.vectors // 1000, 10)}" if method == "ivfflat" else "m = 32, ef_construction = 128"
     drop(owner, corpus)
-    owner.exec_driver_sql(
+    concurrently(
+        owner,
         f"create index concurrently {corpus.index} on rag.embeddings "
         f"using {method} ((embedding::{kind}({corpus.dimension})) {kind}_cosine_ops) with ({options}) "
-        f"where tenant_id = '{corpus.tenant_id}' and space_id = '{corpus.space_id}'"
+        f"where tenant_id = '{corpus.tenant_id}' and space_id = '{corpus.space_id}'",
     )
 
 
+def build_missing(owner: Connection, corpus: Corpus) -> bool:
+    """Build a corpus's index unless it is there by now or somebody is building it; whether it was built."""
+    return not is_there(owner, corpus.tenant_id, corpus.space_id) and build_once(owner, corpus)
+
+
+def is_there(reader: Connection | Session, tenant_id: UUID, space_id: UUID) -> bool:
+    """Whether a tenant has a valid index in a space."""
+    found: bool = reader.execute(
+        text(
+            "select exists (select from pg_catalog.pg_class r join pg_catalog.pg_index i on i.indexrelid = r.oid "
+            "where r.relname = :index and r.relnamespace = 'rag'::regnamespace and i.indisvalid)"
+        ),
+        {"index": index_name(tenant_id, space_id)},
+    ).scalar_one()
+    return found
+
+
 def build_once(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> bool:
-    """Build a corpus's index unless somebody is building it right now; whether it was built."""
+    """Build a corpus's index, anew if it is there, unless somebody is building it right now; whether it was built."""
     # A session lock, on a connection that is nobody else's: a build may outlive the lease of the job's turn.
     name = {"name": f"index:{corpus.index}"}
     if not owner.execute(text("select pg_try_advisory_lock(hashtextextended(:name, 0))"), name).scalar():
@@ -186,7 +221,7 @@ def build_once(owner: Connection, corpus: Corpus, method: Method = "hnsw") -> bo
 
 def drop(owner: Connection, corpus: Corpus) -> None:
     """Drop the index, whatever its state, beside reads and writes."""
-    owner.exec_driver_sql(f"drop index concurrently if exists rag.{corpus.index}")
+    concurrently(owner, f"drop index concurrently if exists rag.{corpus.index}")
 
 
 def remove_orphans(owner: Connection, found: list[Corpus]) -> int:
@@ -200,5 +235,5 @@ def remove_orphans(owner: Connection, found: list[Corpus]) -> int:
     ).all()
     doomed = [row.relname for row in names if row.relname not in wanted or not row.indisvalid]
     for name in doomed:
-        owner.exec_driver_sql(f'drop index concurrently if exists rag."{name}"')
+        concurrently(owner, f'drop index concurrently if exists rag."{name}"')
     return len(doomed)

@@ -9,6 +9,7 @@ import math
 import random
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,10 @@ def _bootstrap(values: list[float], seed: int) -> Estimate:
 
 
 _ARTICLES = re.compile(r"\b(a|an|the|der|die|das|den|dem|des|ein|eine|einen|einem|einer|eines)\b")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "„“”‚‘’«»–—…", " "))
+_MARKS = string.punctuation + "„“”‚‘’«»–—…"
+_DELETED = str.maketrans(dict.fromkeys(_MARKS))
+_PARTING = re.compile(rf"(?<!\d)[{re.escape(_MARKS)}]|[{re.escape(_MARKS)}](?!\d)|(?<=\d)[^\w\s.,](?=\d)")
+"""Marks between words; a point or comma between two digits belongs to the number: 5 does not stand in 3.5."""
 
 
 def exact_match(answer: str, gold: Sequence[str]) -> float:
@@ -127,9 +131,12 @@ def answer_f1(answer: str, gold: Sequence[str]) -> float:
 
 
 def holds_answer(answer: str, gold: Sequence[str]) -> float:
-    """1 when the words of an expected answer stand side by side in the answer, else 0; normalised like exact match."""
-    given = f" {' '.join(_words(answer))} "
-    wanted = (" ".join(_words(one)) for one in gold)
+    """1 when the words of an expected answer stand side by side in the answer, else 0.
+
+    Case and articles count as little as in exact match; marks part words, so that "Rollo's" holds "Rollo".
+    """
+    given = f" {' '.join(_parted(answer))} "
+    wanted = (" ".join(_parted(one)) for one in gold)
     return float(any(words and f" {words} " in given for words in wanted))
 
 
@@ -138,7 +145,17 @@ def _over(answer: str, gold: Sequence[str], measure: Callable[[list[str], list[s
 
 
 def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    """As `normalize_answer` of SQuAD's evaluate-v1.1.py: lower case, without punctuation, without articles."""
+    return _ARTICLES.sub(" ", _composed(text).translate(_DELETED)).split()
+
+
+def _parted(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", _PARTING.sub(" ", _composed(text))).split()
+
+
+def _composed(text: str) -> str:
+    """In lower case; "ü" is one letter, however it was written."""
+    return unicodedata.normalize("NFC", text).lower()
 
 
 def _f1(given: list[str], wanted: list[str]) -> float:

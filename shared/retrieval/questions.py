@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,10 @@ _GERMAN = """der die das und ist sind ein eine einen einem einer wie wer wo wann
     wir sie gibt den dem des als auch oder wenn wieviel viele durch aus"""
 _ENGLISH = """the and is are a an how what who where when why which not with for of on to by about can must may be
     were has have it i we they there this that as also or if does did do many much from at"""
+# What ingestion takes out of documents, because it breaks words apart and nobody sees it: soft hyphens, zero width
+# spaces, word joiners, byte order marks.
+_INVISIBLE = re.compile("[\xad\u200b\u2060\ufeff]")
+
 _WORDS = {"de": frozenset(_GERMAN.split()), "en": frozenset(_ENGLISH.split())}
 
 
@@ -49,12 +54,12 @@ class Filters:
 
 
 def checked_question(question: str) -> str:
-    """The question without surrounding white space.
+    """The question as documents are read: in NFC, without surrounding white space and characters that nobody sees.
 
     Raises PermanentError `empty-question` (nothing that could be searched for), `question-too-long`, or
     `bad-characters` (NUL, lone surrogates: the driver's stream would go out of step, FACTS).
     """
-    stripped = question.strip()
+    stripped = written(question).strip()
     if len(stripped) > LONGEST_QUESTION:
         raise PermanentError(
             "question-too-long",
@@ -65,6 +70,11 @@ def checked_question(question: str) -> str:
     if not any(character.isalnum() for character in stripped):
         raise PermanentError("empty-question", "The question has no words.", "Ask in words or numbers.")
     return stripped
+
+
+def written(question: str) -> str:
+    """The question in the form that texts of documents have: else another vector is asked for than theirs."""
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", question.replace("\xa0", " ")))
 
 
 def checked_vector(vector: Sequence[float], dimension: int) -> Sequence[float]:

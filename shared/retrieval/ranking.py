@@ -29,6 +29,9 @@ class Tuning:
 
 DEFAULT = Tuning()
 
+MOST_LOOKED_AT = 1_000
+"""Neighbours and candidates: hnsw.ef_search takes no more (pgvector)."""
+
 _LEXICAL_WEIGHTS = {"use-v3": 0.05, "e5-small": 0.01}
 """What a point of BM25 is worth in cosine. Models differ in the range that cosines use (FACTS: unrelated to translated
 text .27 to .85 for USE, .80 to .92 for e5); the weight follows that range."""

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import often
 from shared.errors import PermanentError
+from shared.retrieval.questions import written
 from shared.settings import Settings
 
 NAMESPACE = UUID("0c6c9d0e-3c8b-4a55-8f4e-8a2c1f1f5a01")
@@ -63,7 +64,7 @@ class Space:
 
     def as_query(self, question: str) -> str:
         """What the model is shown of a question; beside it goes `input_type`, for providers that know it."""
-        return self.query_prefix + question
+        return self.query_prefix + written(question)
 
     def as_passage(self, passage: str) -> str:
         """What the model is shown of a chunk."""

@@ -18,9 +18,8 @@ from shared.database import operator_session
 from shared.errors import PermanentError
 from shared.retrieval.campaigns import Campaign, locked, note, set_space, set_state
 from shared.retrieval.filling import Filling, Progress, progress
-from shared.retrieval.indexes import BUILD_FROM
+from shared.retrieval.indexes import BUILD_FROM, is_there
 from shared.retrieval.spaces import Space, change_spaces, state_in
-from shared.retrieval.statements import index_name
 
 RUNS = timedelta(minutes=15)
 """Longer than any run (a service's timeout is at most 540 s): who read the old space as active is done with it then."""
@@ -95,16 +94,7 @@ def complete(operator: Session, tenant_id: UUID, *, now: datetime, actor: str) -
 
 def indexed(session: Session, tenant_id: UUID, space: Space, vectors: int) -> bool:
     """Whether the space is searched fast enough: few vectors, or a valid index of its own."""
-    if vectors < BUILD_FROM:
-        return True
-    found: bool = session.execute(
-        text(
-            "select exists (select from pg_catalog.pg_class r join pg_catalog.pg_index i on i.indexrelid = r.oid "
-            "where r.relname = :index and r.relnamespace = 'rag'::regnamespace and i.indisvalid)"
-        ),
-        {"index": index_name(tenant_id, space.space_id)},
-    ).scalar_one()
-    return found
+    return vectors < BUILD_FROM or is_there(session, tenant_id, space.space_id)
 
 
 def left_behind(operator: Session, now: datetime) -> list[tuple[UUID, UUID, UUID]]:

@@ -23,7 +23,7 @@ from shared import audit
 from shared.database import operator_session, patiently, write_one
 from shared.errors import NoesisError, PermanentError
 from shared.money.budgets import add, counters
-from shared.retrieval.indexes import owner_connection
+from shared.retrieval.indexes import concurrently, owner_connection
 from shared.storage import Storage
 from shared.tenants import catalogue
 from shared.tenants.certificates import signed
@@ -87,6 +87,10 @@ def close_tenant(operator: Session, tenant_id: UUID, slug: str, actor: str) -> N
         "where tenant_id = :tenant and state in ('queued', 'running', 'waiting')",
         "update rag.versions set state = 'superseded', updated_at = now() "
         "where tenant_id = :tenant and state in ('received', 'ingested')",
+        # Filling a space goes on by itself, and every batch of it is paid for.
+        "update rag.tenant_spaces set state = 'paused' where tenant_id = :tenant and state = 'filling'",
+        "update rag.campaigns set state = 'cancelled', ended_at = now() "
+        "where tenant_id = :tenant and state in ('planned', 'filling', 'paused', 'ready')",
     ):
         operator.execute(text(statement), values)
 
@@ -278,7 +282,7 @@ def _reduce_traces(tenant_id: UUID, owner_url: str) -> None:
     if indexes and owner_url:
         with owner_connection(owner_url) as owner:
             for name in indexes:
-                owner.exec_driver_sql(f"drop index concurrently if exists {name}")
+                concurrently(owner, f"drop index concurrently if exists {name}")
 
 
 def _certify(tenant_id: UUID, storage: Storage, secret: str) -> None:

@@ -18,14 +18,16 @@ from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.documents.vectors import text_hash
 from shared.errors import Postponed, Superseded
 from shared.events import DocumentSubmitted, EmbedChunks, decode
-from shared.fakes import FakeBus, FakeModels
+from shared.fakes import FakeBus, FakeClock, FakeModels
 from shared.jobs.leases import Lease, Progress
-from shared.retrieval import campaigns
+from shared.retrieval import campaigns, switching
+from shared.retrieval.search import search
 from shared.retrieval.spaces import Space, active_space, ensure_space
 from shared.services import Services
 from shared.tenants.directory import Principal
 
 SMALL, LARGE = Batch(4, 10_000), Batch(128, 100_000)
+ACTOR = "operator:test"
 
 
 @dataclass
@@ -98,11 +100,9 @@ def begin(
 ) -> int:
     """Plan and start a campaign; returns how many batches were sent."""
     with operator_session() as operator:
-        campaigns.plan(
-            operator, tenant.tenant_id, target, budget=budget, history=history, estimate={}, actor="operator:test"
-        )
+        campaigns.plan(operator, tenant.tenant_id, target, budget=budget, history=history, estimate={}, actor=ACTOR)
     with operator_session() as operator:
-        return campaigns.start(operator, tenant.tenant_id, slots=slots, small=SMALL, large=LARGE, actor="operator:test")
+        return campaigns.start(operator, tenant.tenant_id, slots=slots, small=SMALL, large=LARGE, actor=ACTOR)
 
 
 def job(services: Services) -> dict[str, Any]:
@@ -149,3 +149,25 @@ def paid(services: Services) -> list[str]:
     """Every text that was paid for."""
     assert isinstance(services.models, FakeModels)
     return services.models.embedded
+
+
+def fill(tenant: Principal, target: Space, pump: Pump, working: Services) -> None:
+    """A campaign until it is ready."""
+    begin(tenant, target)
+    pump.run()
+    job(working)
+    assert state(tenant).state == "ready"
+
+
+def switch(tenant: Principal, clock: FakeClock, **options: object) -> None:
+    """Switch now."""
+    with operator_session() as operator:
+        switching.switch(operator, tenant.tenant_id, now=clock.now(), actor=ACTOR, **options)  # type: ignore[arg-type]
+
+
+def found(tenant: Principal, space: Space, question: str, working: Services) -> list[str]:
+    """Texts that a search in a space finds."""
+    vector = working.models.embed([question], model=space.model, dimension=space.dimension, input_type="query")[0]
+    with tenant_session(tenant.tenant_id) as session:
+        passages = search(session, tenant.tenant_id, tenant.member_id, space, question, vector, top_k=5)
+    return [passage.text for passage in passages]

@@ -1,11 +1,14 @@
-"""What the tests of one file leave for those of the next one in the same database: nothing that is everybody's."""
+"""What every integration test begins with: nothing of everybody's that other files left, and the owner's connection."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from shared.database import operator_session
+from shared.retrieval import indexes
 from tests.conftest import Database
 
 # Of no tenant, so a tenant of its own does not keep a test clear of them. The prices that migrations set stay.
@@ -23,3 +26,11 @@ def nothing_is_left_of_other_files(database: Database) -> None:
     with operator_session() as session:
         for statement in _EVERYBODYS:
             session.execute(text(statement))
+
+
+@pytest.fixture
+def owner(database: Database) -> Iterator[Connection]:
+    """The owner's connection; whatever index a test leaves is dropped."""
+    with indexes.owner_connection(database.owner_url) as connection:
+        yield connection
+        indexes.remove_orphans(connection, [])

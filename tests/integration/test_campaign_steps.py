@@ -338,14 +338,6 @@ def test_a_large_space_is_ready_only_with_its_index(
     assert _valid_index(filled, target)
 
 
-@pytest.fixture
-def owner(database: Database) -> Any:
-    """The owner's connection; whatever index a test leaves is dropped."""
-    with indexes.owner_connection(database.owner_url) as connection:
-        yield connection
-        indexes.remove_orphans(connection, [])
-
-
 def _valid_index(tenant: Principal, space: Space) -> bool:
     with operator_session() as operator:
         return any(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics as stats
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from sqlalchemy import Connection
@@ -11,19 +11,10 @@ from sqlalchemy import Connection
 from shared.database import operator_session
 from shared.retrieval import indexes, statistics
 from shared.tenants.directory import Principal
-from tests.conftest import Database
 from tests.integration.isolation_material import Seen, corpus, look, neighbour, probes, put, take_away
 from tests.integration.test_search_indexes import corpus_of
 
 CHUNKS = 300
-
-
-@pytest.fixture
-def owner(database: Database) -> Iterator[Connection]:
-    """The owner's connection; whatever index a test leaves is dropped."""
-    with indexes.owner_connection(database.owner_url) as connection:
-        yield connection
-        indexes.remove_orphans(connection, [])
 
 
 def check(before: Sequence[Seen], now: Sequence[Seen], tenant: Principal) -> None:

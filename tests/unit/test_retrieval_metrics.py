@@ -64,6 +64,17 @@ def test_answers_are_compared_as_squad_does() -> None:
     assert metrics.exact_match("Der Urlaub!", ["urlaub"]) == 1
     assert metrics.answer_f1("24 Werktage im Jahr", ["24 Werktage"]) == pytest.approx(2 / 3)
     assert metrics.answer_f1("nichts", ["24"]) == 0
+    assert metrics.exact_match("the U.S. (1,200)", ["US 1200"]) == 1  # evaluate-v1.1.py deletes punctuation
+    assert metrics.answer_f1("a well-known man", ["well known man"]) == pytest.approx(2 / 5)
+
+
+def test_a_number_is_not_held_by_a_part_of_another() -> None:
+    """Marks part words, but the points and commas of a number belong to it."""
+    assert metrics.holds_answer("Es sind 3.5 Millionen, im Mittel 7,25.", ["5"]) == 0
+    assert metrics.holds_answer("Es sind 3.5 Millionen, im Mittel 7,25.", ["7,25"]) == 1
+    assert metrics.holds_answer("In 2010–2012, before Rollo's arrival.", ["2012"]) == 1
+    assert metrics.holds_answer("In 2010–2012, before Rollo's arrival.", ["Rollo"]) == 1
+    assert metrics.holds_answer("§ 14/15 am 5.", ["15"]) == metrics.holds_answer("§ 14/15 am 5.", ["5"]) == 1
 
 
 def test_calibration_reports_the_unseen_half() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from shared.database import operator_session, tenant_session
+from shared.database import LostWrite, operator_session, tenant_session
 from shared.documents.storing import Batch
 from shared.errors import PermanentError
 from shared.jobs.leases import Lease, Progress
@@ -33,27 +34,47 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
         tending.share_slots(operator, services.settings.campaign_batches)
     for tenant_id, space_id, _ in campaigns.open_campaigns(("filling", "ready", "switched")):
         counts["tended"] += 1
-        full = _tend(tenant_id, space_id, services)
-        if full is not None:
-            ready = _make_ready(tenant_id, space_id, full)
-            if not ready and _build_index(tenant_id, space_id, full.done, services):
-                counts["indexed"] += 1
-                ready = _make_ready(tenant_id, space_id, full)
-            counts["ready"] += ready
+        with _alone(tenant_id):
+            _look_after(tenant_id, space_id, services, counts)
         yield Progress(counts["tended"], None, _changes(counts))
     now = services.clock.now()
     for tenant_id, _, grace_until in campaigns.open_campaigns(("switched",)):
         if grace_until is not None and grace_until <= now:
-            counts["completed"] += _complete(tenant_id, services)
+            with _alone(tenant_id):
+                counts["completed"] += _complete(tenant_id, services)
             yield Progress(counts["tended"], None, _changes(counts))
     with operator_session() as operator:
         doomed = switching.left_behind(operator, now)
     for tenant_id, campaign_id, space_id in doomed:
-        for deleted in _drop(tenant_id, campaign_id, space_id, services):
-            counts["dropped_vectors"] += deleted
-            yield Progress(counts["tended"], None, _changes(counts))
-        counts["dropped_spaces"] += 1
+        with _alone(tenant_id):
+            for deleted in _drop(tenant_id, campaign_id, space_id, services):
+                counts["dropped_vectors"] += deleted
+                yield Progress(counts["tended"], None, _changes(counts))
+            counts["dropped_spaces"] += 1
     yield Progress(counts["tended"], counts["tended"], _changes(counts))
+
+
+@contextmanager
+def _alone(tenant_id: UUID) -> Iterator[None]:
+    """What the database refuses for one tenant keeps no other campaign waiting: it is logged, and tried next minute."""
+    try:
+        yield
+    except (InterfaceError, OperationalError):
+        raise  # the way to the database: everybody's
+    except (DBAPIError, LostWrite):
+        log.exception("campaign not tended", extra={"tenant": str(tenant_id)})
+
+
+def _look_after(tenant_id: UUID, space_id: UUID, services: Services, counts: dict[str, int]) -> None:
+    """Batches and, for a space that is full, its index and the state `ready`."""
+    full = _tend(tenant_id, space_id, services)
+    if full is None:
+        return
+    ready = _make_ready(tenant_id, space_id, full)
+    if not ready and _build_index(tenant_id, space_id, full.done, services):
+        counts["indexed"] += 1
+        ready = _make_ready(tenant_id, space_id, full)
+    counts["ready"] += ready
 
 
 def _changes(counts: dict[str, int]) -> dict[str, int]:
@@ -81,7 +102,7 @@ def _build_index(tenant_id: UUID, space_id: UUID, vectors: int, services: Servic
         return False
     try:
         with indexes.owner_connection(url.get_secret_value()) as owner:
-            return indexes.build_once(owner, Corpus(tenant_id, space_id, space.dimension, vectors, indexed=False))
+            return indexes.build_missing(owner, Corpus(tenant_id, space_id, space.dimension, vectors, indexed=False))
     except DBAPIError:
         # One tenant's index must not keep the other campaigns waiting; the next minute tries again.
         log.warning("index not built", extra={"tenant": str(tenant_id)}, exc_info=True)

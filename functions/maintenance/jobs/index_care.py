@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from shared.database import operator_session, patiently
 from shared.jobs.leases import SLICE_SECONDS, Lease, Progress, kept
@@ -43,15 +43,34 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
             counts["waiting"] = work
             yield Progress(done, done + work, dict(counts))
             return
-        with indexes.owner_connection(url.get_secret_value()) as owner:
-            counts["dropped"] += indexes.remove_orphans(owner, found)
-            for number, corpus in enumerate(plan.drop, start=1):
-                indexes.drop(owner, corpus)
-                counts["dropped"] += 1
-                yield Progress(done + number, done + work, dict(counts))
-            for number, corpus in enumerate(plan.build, start=1 + len(plan.drop)):
-                counts["built"] += indexes.build_once(owner, corpus)
-                yield Progress(done + number, done + work, dict(counts))
+        for indexed in _care_for_indexes(url.get_secret_value(), counts):
+            yield Progress(done + indexed, done + max(work, indexed), dict(counts))
+
+
+def _care_for_indexes(url: str, counts: dict[str, int]) -> Iterator[int]:
+    """Drop what is too much and build what is missing; yields how many were seen to.
+
+    By what is there now: hours may have passed with statistics, and a campaign builds indexes of its own. What fails
+    for one is logged, counted and tried again tomorrow.
+    """
+    with operator_session() as session, patiently(session, SLICE_SECONDS):
+        found = indexes.corpora(session)
+    plan = indexes.plan(found)
+    with indexes.owner_connection(url) as owner:
+        counts["dropped"] += indexes.remove_orphans(owner, found)
+        for number, corpus in enumerate((*plan.drop, *plan.build), start=1):
+            try:
+                if corpus.indexed:
+                    indexes.drop(owner, corpus)
+                    counts["dropped"] += 1
+                else:
+                    counts["built"] += indexes.build_missing(owner, corpus)
+            except (InterfaceError, OperationalError):
+                raise  # the way to the database: everybody's
+            except DBAPIError:
+                log.exception("index not built or dropped", extra={"tenant": str(corpus.tenant_id)})
+                counts["failed"] += 1
+            yield number
 
 
 def _in_turns(tenants: Sequence[UUID], counts: dict[str, int]) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from functions.maintenance.jobs.ownership import owner
 from shared.jobs.leases import Lease, Progress, kept
+from shared.retrieval.indexes import concurrently
 from shared.services import Services
 
 NEEDS_OWNER = True
@@ -27,19 +28,19 @@ _INDEXES = (
 def run(lease: Lease, services: Services) -> Iterator[Progress]:
     """One index a slice, in the order of names; a further turn goes on after the index in the cursor.
 
-    Raises PermanentError `job-needs-owner`; a lock that is not free within 5 s ends the turn, and the next one goes on.
+    Raises PermanentError `job-needs-owner`; after 15 minutes of waiting the turn ends, and the next goes on.
     """
     begun = lease.before.cursor or ""
     counts = {"rebuilt": int(lease.before.counts.get("rebuilt", 0)), "removed": 0}
     # A large table or index takes longer than a lease.
     with kept(lease), owner(services) as connection:
         for name in list(connection.exec_driver_sql(_LEFTOVERS).scalars()):
-            connection.exec_driver_sql(f"drop index concurrently if exists {name}")
+            concurrently(connection, f"drop index concurrently if exists {name}")
             counts["removed"] += 1
         indexes = list(connection.exec_driver_sql(_INDEXES).scalars())
         done = sum(name <= begun for name in indexes)
         for name in indexes[done:]:
-            connection.exec_driver_sql(f"reindex index concurrently {name}")
+            concurrently(connection, f"reindex index concurrently {name}")
             done += 1
             counts["rebuilt"] += 1
             yield Progress(done, len(indexes), dict(counts), cursor=name)
