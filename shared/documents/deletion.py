@@ -91,13 +91,15 @@ def hide(
     """Mark a locked document as deleted, end what is in progress, and give up its place in the line.
 
     `by` is who: `member:…`, `operator:…`, `source:…`. One that was deleted earlier keeps its time: the purge does not
-    wait longer because the source withdraws it too.
+    wait longer because the source withdraws it too. What a person deleted stays a person's deletion then: nothing that
+    was sent before it comes in.
     """
     ids = {"tenant": tenant_id, "document": document_id}
     write_one(
         session,
         "update rag.documents set deleted_at = case when state = 'deleted' then coalesce(deleted_at, now()) "
-        "else now() end, deleted_by = :by, "
+        "else now() end, deleted_by = case when state = 'deleted' and deleted_by not like 'source:%' then deleted_by "
+        "else :by end, "
         "deleted_version_id = case when state = 'deleted' then deleted_version_id else current_version_id end, "
         "state = 'deleted', current_version_id = null, acts = acts + 1, "
         "withdrawn_version = greatest(withdrawn_version, cast(:withdrawn as bigint)), "

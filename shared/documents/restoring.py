@@ -65,7 +65,7 @@ def _together(attachment: Any, row: Any) -> bool:
 def _check(session: Session, actor: Actor, row: Any) -> None:
     if row.state != "deleted":
         raise PermanentError("not-deleted", "The document is not deleted.", "See its state in the list of documents.")
-    if str(row.deleted_by).startswith("source:") and not actor.may_overrule:
+    if not actor.may_overrule and _withdrawn(session, actor.tenant_id, row):
         raise PermanentError(
             "withdrawn-by-source",
             "The system the document comes from has withdrawn it.",
@@ -79,6 +79,18 @@ def _check(session: Session, actor: Actor, row: Any) -> None:
         raise PermanentError(
             "restore-too-late", "The document was deleted more than 30 days ago.", "Submit it again as a new version."
         )
+
+
+def _withdrawn(session: Session, tenant_id: UUID, row: Any) -> bool:
+    """Whether its source has taken the document back, before or after a person deleted it."""
+    newer = text(
+        "select exists (select from rag.versions where tenant_id = :tenant and document_id = :document "
+        "and source_version > :withdrawn)"
+    )
+    values = {"tenant": tenant_id, "document": row.document_id, "withdrawn": row.withdrawn_version}
+    if str(row.deleted_by).startswith("source:"):
+        return True
+    return row.withdrawn_version is not None and not session.execute(newer, values).scalar_one()
 
 
 def _restore_one(session: Session, tenant_id: UUID, row: Any, batch: Batch) -> str:

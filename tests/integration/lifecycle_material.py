@@ -1,20 +1,27 @@
-"""Documents for the tests of their life after ingestion: stored, embedded, looked at."""
+"""Documents for the tests of their life after ingestion: stored, embedded, looked at, deleted and brought back."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from functions.embed.embedding import embed_chunks
-from shared.database import operator_session, tenant_session
+from shared.database import operator_session, platform_session, tenant_session
+from shared.documents.acting import Actor, as_curator
 from shared.documents.attachments import DEPTH, PARENT
+from shared.documents.deletion import delete_document
+from shared.documents.history import roll_back
 from shared.documents.intake import Reception, document_id_of, receive, skip_unchanged
+from shared.documents.restoring import restore_document
 from shared.documents.storing import Batch, Content, NewChunk, store
 from shared.documents.vectors import text_hash
-from shared.events import DocumentSubmitted, EmbedChunks, decode
+from shared.events import DocumentSubmitted, EmbedChunks, Message, decode
 from shared.fakes import FakeBus
 from shared.retrieval.search import search
 from shared.retrieval.spaces import active_space
@@ -141,3 +148,40 @@ def acts(tenant: Principal) -> list[tuple[str, str]]:
             {"tenant": tenant.tenant_id},
         )
         return [(row.actor, row.action) for row in rows]
+
+
+def events(bus: FakeBus, kind: type[Message]) -> list[Message]:
+    """What was published of a kind."""
+    messages = [decode(m.data.encode(), m.attributes) for m in bus.published]
+    return [message for message in messages if isinstance(message, kind)]
+
+
+def delete(tenant: Principal, external_id: str = "doc", actor: Actor | None = None) -> int:
+    """Delete a document as its tenant's administrator."""
+    with tenant_session(tenant.tenant_id) as session:
+        return delete_document(session, actor or as_curator(tenant), document_id(tenant, external_id))
+
+
+def restore(tenant: Principal, external_id: str = "doc", actor: Actor | None = None) -> str:
+    """Restore a document as its tenant's administrator."""
+    with tenant_session(tenant.tenant_id) as session:
+        return restore_document(session, actor or as_curator(tenant), document_id(tenant, external_id), BATCH)
+
+
+def back_to(tenant: Principal, version: UUID) -> None:
+    """Roll a document back as its tenant's administrator."""
+    with tenant_session(tenant.tenant_id) as session:
+        roll_back(session, as_curator(tenant), document_id(tenant), version)
+
+
+def until_somebody_waits(session_of: Callable[[], AbstractContextManager[Session]] = platform_session) -> None:
+    """Return when another connection of this role waits for a lock of ours."""
+    deadline = datetime.now(UTC) + timedelta(seconds=20)
+    while datetime.now(UTC) < deadline:
+        with session_of() as session:
+            waiting = session.execute(
+                text("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and usename = current_user")
+            ).scalar_one()
+        if waiting:
+            return
+    raise AssertionError("nobody waits")

@@ -1,4 +1,4 @@
-"""History, rollback, deletion, restoration: at once, in any order, by who may, never back through an old message."""
+"""Documents are deleted and restored: by whom, until when, and what upstream sends meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4, uuid5
 
 import pytest
 from sqlalchemy import text
@@ -15,55 +15,33 @@ from sqlalchemy.exc import ProgrammingError
 from functions.ingest.ingestion import withdraw_document
 from shared import audit
 from shared.database import operator_session, platform_session, tenant_session
-from shared.documents.acting import Actor, as_curator, as_operator
+from shared.documents.acting import as_curator, as_operator
 from shared.documents.completion import finish_version
 from shared.documents.deletion import delete_document
-from shared.documents.history import read_history, roll_back
+from shared.documents.history import read_history
 from shared.documents.reading import read_chunk
-from shared.documents.restoring import restore_document
 from shared.errors import PermanentError, Superseded
-from shared.events import DocumentFailed, DocumentIndexed, DocumentRemoved, DocumentWithdrawn, Message, decode
+from shared.events import DocumentFailed, DocumentIndexed, DocumentRemoved, DocumentWithdrawn
 from shared.fakes import FakeBus
 from shared.retrieval.spaces import ensure_space
 from shared.services import Services
 from shared.tenants.directory import Principal
 from tests.integration.lifecycle_material import (
-    BATCH,
     acts,
     age,
     count,
+    delete,
     document_id,
     embed_all,
+    events,
     found,
     look,
     make,
+    restore,
     submission,
     take,
+    until_somebody_waits,
 )
-
-
-def events(bus: FakeBus, kind: type[Message]) -> list[Message]:
-    """What was published of a kind."""
-    messages = [decode(m.data.encode(), m.attributes) for m in bus.published]
-    return [message for message in messages if isinstance(message, kind)]
-
-
-def delete(tenant: Principal, external_id: str = "doc", actor: Actor | None = None) -> int:
-    """Delete a document as its tenant's administrator."""
-    with tenant_session(tenant.tenant_id) as session:
-        return delete_document(session, actor or as_curator(tenant), document_id(tenant, external_id))
-
-
-def restore(tenant: Principal, external_id: str = "doc", actor: Actor | None = None) -> str:
-    """Restore a document as its tenant's administrator."""
-    with tenant_session(tenant.tenant_id) as session:
-        return restore_document(session, actor or as_curator(tenant), document_id(tenant, external_id), BATCH)
-
-
-def back_to(tenant: Principal, version: UUID) -> None:
-    """Roll a document back as its tenant's administrator."""
-    with tenant_session(tenant.tenant_id) as session:
-        roll_back(session, as_curator(tenant), document_id(tenant), version)
 
 
 def test_a_deleted_document_is_hidden_at_once(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
@@ -237,12 +215,12 @@ def test_what_upstream_withdrew_is_restored_by_who_may_overrule_it(
 def test_a_withdrawal_of_what_a_person_deleted_does_not_delay_its_purge(
     tenant: Principal, fake_services: Services, bus: FakeBus
 ) -> None:
-    """The time of the deletion stays; what answered before it can still be restored."""
+    """The time of the deletion stays, and whose it was; what answered before it can still be restored."""
     make(fake_services, bus, tenant, 1, "text")
     delete(tenant)
     before = look(tenant).deleted_at
     withdraw_document(DocumentWithdrawn(tenant_id=tenant.tenant_id, external_id="doc", source_version=1), "upstream")
-    assert (look(tenant).deleted_at, look(tenant).deleted_by) == (before, "source:upstream")
+    assert (look(tenant).deleted_at, look(tenant).deleted_by) == (before, as_curator(tenant).name)
     assert restore(tenant) == "searchable"
 
 
@@ -273,134 +251,6 @@ def test_members_may_not_delete_and_nobody_learns_what_exists(
     assert len(told) == 1
     assert look(tenant).state == "searchable"
     assert delete(tenant, actor=as_operator(tenant.tenant_id, "olga")) == 1
-
-
-def test_history_tells_every_version(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
-    """State, source version, whether it answers and whether its content is kept, newest first."""
-    for number in (1, 2):
-        make(fake_services, bus, tenant, number, f"text {number}")
-    make(fake_services, bus, tenant, 3, "text 2")
-    with tenant_session(tenant.tenant_id) as session:
-        rows = read_history(session, as_curator(tenant), document_id(tenant))
-    assert [(row.source_version, row.state, row.current, row.kept) for row in rows] == [
-        (3, "unchanged", False, False),
-        (2, "searchable", True, True),
-        (1, "superseded", False, True),
-    ]
-
-
-def test_a_rollback_answers_with_the_earlier_version(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
-    """At once and without the model; late events change nothing, a really newer version wins again."""
-    first = make(fake_services, bus, tenant, 1, "good text")
-    make(fake_services, bus, tenant, 4, "bad text")
-    back_to(tenant, first.version_id)
-    assert found(fake_services, tenant, "text") == ["good text"]
-    for version in (1, 2, 4):
-        with pytest.raises(Superseded):
-            take(tenant, submission(tenant, version), "bad text")
-    assert look(tenant).current == 1
-    make(fake_services, bus, tenant, 5, "better text")
-    assert look(tenant).current == 5
-    assert (f"member:{tenant.member_id}", "document-rolled-back") in acts(tenant)
-
-
-def test_a_version_that_was_slower_than_a_rollback_stays_behind(
-    tenant: Principal, fake_services: Services, bus: FakeBus
-) -> None:
-    """It is older than what was rolled back, so it must not answer when its last vector arrives."""
-    first = make(fake_services, bus, tenant, 1, "good text")
-    take(tenant, submission(tenant, 2), "slow text")
-    slow, bus.published[:] = list(bus.published), []
-    make(fake_services, bus, tenant, 3, "bad text")
-    back_to(tenant, first.version_id)
-    bus.published.extend(slow)
-    embed_all(fake_services, bus)
-    assert look(tenant).current == 1
-
-
-def test_exactly_the_rejected_bytes_fail_and_the_earlier_ones_are_unchanged(
-    tenant: Principal, fake_services: Services, bus: FakeBus
-) -> None:
-    """Upstream that sends the rejected content as a newer version learns why it is not taken, before it costs money."""
-    first = make(fake_services, bus, tenant, 1, "good text")
-    second = make(fake_services, bus, tenant, 2, "bad text")
-    back_to(tenant, first.version_id)
-    with pytest.raises(PermanentError) as rejected:
-        take(tenant, submission(tenant, 3), "bad text")
-    assert rejected.value.reason == "rolled-back"
-    assert rejected.value.next_action
-    assert look(tenant).current == 1
-    back_to(tenant, second.version_id)  # undone: now these bytes are wanted again
-    assert look(tenant).current == 2
-    make(fake_services, bus, tenant, 4, "good text")
-    assert look(tenant).current == 4
-
-
-def test_rejected_bytes_that_were_already_on_their_way_fail_at_the_swap(
-    tenant: Principal, fake_services: Services, bus: FakeBus
-) -> None:
-    """They were received before the rollback and are complete after it."""
-    first = make(fake_services, bus, tenant, 1, "good text")
-    take(tenant, submission(tenant, 2), "bad text")
-    waiting, bus.published[:] = list(bus.published), []
-    take(tenant, submission(tenant, 3), "bad text")
-    on_their_way, bus.published[:] = list(bus.published), []
-    bus.published.extend(waiting)
-    embed_all(fake_services, bus)
-    assert look(tenant).current == 2
-    back_to(tenant, first.version_id)
-    bus.published.extend(on_their_way)
-    embed_all(fake_services, bus)
-    assert (look(tenant).current, look(tenant).reason) == (1, "rolled-back")
-    assert [event.reason for event in events(bus, DocumentFailed)] == ["rolled-back"]  # type: ignore[attr-defined]
-
-
-def test_what_cannot_answer_is_no_place_to_go_back_to(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
-    """Current, failed, unchanged, incomplete, purged, not embedded and unknown versions each say why."""
-    first = make(fake_services, bus, tenant, 1, "one")
-    second = make(fake_services, bus, tenant, 2, "two")
-    unchanged = make(fake_services, bus, tenant, 3, "two")
-    progress = take(tenant, submission(tenant, 4), "three")
-    failed = take(tenant, submission(tenant, 5), "four")
-    from shared.documents.ending import fail_version
-
-    with tenant_session(tenant.tenant_id) as session:
-        fail_version(session, tenant.tenant_id, failed.version_id, PermanentError("x", "x", "x"))
-    wanted = {
-        second.version_id: "version-current",
-        unchanged.version_id: "version-unchanged",
-        progress.version_id: "version-incomplete",
-        failed.version_id: "version-failed",
-        uuid4(): "unknown-version",
-    }
-    told = {}
-    for version in wanted:
-        with pytest.raises(PermanentError) as refused:
-            back_to(tenant, version)
-        told[version] = refused.value.reason
-    assert told == wanted
-    with operator_session() as operator:
-        operator.execute(
-            text("delete from rag.embeddings where tenant_id = :t and chunk_id = :c"),
-            {"t": tenant.tenant_id, "c": uuid5(first.version_id, "chunk:0")},
-        )
-    with pytest.raises(PermanentError) as bare:
-        back_to(tenant, first.version_id)
-    with operator_session() as operator:
-        operator.execute(
-            text("update rag.versions set purged_at = now() where tenant_id = :t and version_id = :v"),
-            {"t": tenant.tenant_id, "v": first.version_id},
-        )
-    with pytest.raises(PermanentError) as purged:
-        back_to(tenant, first.version_id)
-    delete(tenant)
-    with pytest.raises(PermanentError) as deleted:
-        back_to(tenant, first.version_id)
-    assert [e.value.reason for e in (bare, purged, deleted)] == [
-        "version-not-embedded",
-        "version-purged",
-        "document-deleted",
-    ]
 
 
 @pytest.mark.parametrize("first", ["deletion", "completion"])
@@ -436,51 +286,12 @@ def test_a_deletion_and_a_completion_at_once_leave_a_deleted_document(
             assert finish_version(session, tenant.tenant_id, reception.version_id)
         other = threading.Thread(target=behind)
         other.start()
-        _until_somebody_waits()
+        until_somebody_waits()
     other.join(timeout=20)
     assert not other.is_alive()
     assert (look(tenant).state, look(tenant).current_version_id) == ("deleted", None)
     assert count(tenant, "rag.versions", "state in ('searchable', 'ingested')") == 0
     assert restore(tenant) == "searchable"
-
-
-@pytest.mark.parametrize("first", ["rollback", "completion"])
-def test_a_rollback_and_a_newer_version_at_once_end_with_the_newer_one(
-    tenant: Principal, fake_services: Services, bus: FakeBus, first: str
-) -> None:
-    """The newer one was not what people rolled back from, unless it answered already when they did."""
-    old = make(fake_services, bus, tenant, 1, "one", "x")
-    make(fake_services, bus, tenant, 2, "two", "y")
-    new = take(tenant, submission(tenant, 3), "x", "y", "three")
-    with tenant_session(tenant.tenant_id) as session:
-        if first == "rollback":
-            roll_back(session, as_curator(tenant), document_id(tenant), old.version_id)
-            other = threading.Thread(target=lambda: embed_all(fake_services, bus))
-        else:
-            session.execute(
-                text("select 1 from rag.documents where tenant_id = :t for update"), {"t": tenant.tenant_id}
-            )
-            other = threading.Thread(target=lambda: back_to(tenant, old.version_id))
-        other.start()
-        _until_somebody_waits()
-    other.join(timeout=20)
-    assert not other.is_alive()
-    embed_all(fake_services, bus)
-    assert look(tenant).current == 3
-    assert look(tenant).current_version_id == new.version_id
-
-
-def _until_somebody_waits() -> None:
-    """Return when another connection waits for a lock of ours."""
-    deadline = datetime.now(UTC) + timedelta(seconds=20)
-    while datetime.now(UTC) < deadline:
-        with platform_session() as session:
-            waiting = session.execute(
-                text("select count(*) from pg_stat_activity where wait_event_type = 'Lock' and usename = current_user")
-            ).scalar_one()
-        if waiting:
-            return
-    raise AssertionError("nobody waits")
 
 
 def test_the_application_adds_to_the_audit_record_of_its_own_tenant_only(
@@ -494,3 +305,24 @@ def test_the_application_adds_to_the_audit_record_of_its_own_tenant_only(
         audit.record_own(session, actor="member:x", action="tried", subject="thing")
     with pytest.raises(ProgrammingError, match="permission denied"), tenant_session(tenant.tenant_id) as session:
         session.execute(text("select * from core.audit"))
+
+
+def test_a_withdrawal_does_not_open_what_a_person_deleted_to_older_messages(
+    tenant: Principal, fake_services: Services, bus: FakeBus
+) -> None:
+    """Sent before the deletion and handled after both: it stays away. And the withdrawal is still the source's word."""
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    make(fake_services, bus, tenant, 1, "text")
+    delete(tenant)
+    withdraw_document(DocumentWithdrawn(tenant_id=tenant.tenant_id, external_id="doc", source_version=1), "upstream")
+    deleted = look(tenant)
+    assert deleted.deleted_by == as_curator(tenant).name
+    with pytest.raises(Superseded):
+        take(tenant, submission(tenant, 2, occurred_at=before), "late")
+    assert look(tenant).state == "deleted"
+    with pytest.raises(PermanentError) as refused:
+        restore(tenant, actor=as_curator(replace(tenant, role="curator")))
+    assert refused.value.reason == "withdrawn-by-source"
+    after = deleted.deleted_at + timedelta(seconds=1)
+    take(tenant, submission(tenant, 3, occurred_at=after), "new")
+    assert look(tenant).state == "ingested"
