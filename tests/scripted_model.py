@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,13 +22,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
-
-from local.ports import free_ports
 from shared.fakes import hashed_vector
+from tests.loopback import served
+from tests.model_proxy import running_proxy
 
-ROOT = Path(__file__).parents[1]
 CHAT, EMBEDDINGS, DIMENSION = "openai/scripted", "openai/scripted-vectors", 64
 KEY = "sk-scripted-0123456789abcdef"
 RETRY_AFTER = 7
@@ -259,57 +253,26 @@ class _Server(ThreadingHTTPServer):
 def serving(script: Script, port: int = 0) -> Iterator[Script]:
     """The model on a port of loopback, 0: a free one."""
     handler = type("Bound", (_Handler,), {"script": script})
-    with _Server(("127.0.0.1", port), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        script.url = f"http://127.0.0.1:{server.server_port}"
+    with served(_Server(("127.0.0.1", port), handler)) as script.url:
         try:
             yield script
         finally:
             script.done.set()
-            server.shutdown()
-            thread.join()
 
 
 @contextmanager
 def behind_proxy(script: Script, folder: Path) -> Iterator[str]:
     """The real LiteLLM proxy before a served script; gives its address. Skips where it is not installed."""
-    python = ROOT / (".venv-litellm/Scripts/python.exe" if sys.platform == "win32" else ".venv-litellm/bin/python")
-    if not python.exists():
-        pytest.skip("the environment of the model service is not installed (.venv-litellm)")
-    (port,) = free_ports(1)
-    environment = os.environ | {
+    settings = {
         "LITELLM_MASTER_KEY": KEY,
         "CHAT_MODEL": CHAT,
         "OPENAI_API_BASE": f"{script.url}/v1",
         "EMBEDDINGS_MODEL": EMBEDDINGS,
         "EMBEDDINGS_DIM": str(DIMENSION),
         "EMBEDDINGS_API_BASE": f"{script.url}/v1",
-        "TMPDIR": str(folder),
     }
-    command = [str(python), "-m", "litellm_service", "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 170
-            while not _alive(url):
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, "the proxy did not come up"
-                time.sleep(0.1)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _alive(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health/liveliness").status_code == 200
-    except httpx.TransportError:
-        return False
+    with running_proxy(settings, folder) as url:
+        yield url
 
 
 def main() -> None:

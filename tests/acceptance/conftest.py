@@ -23,6 +23,13 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from local.bus.trial import Receiver
+
+# They assert in the place of the tests that run them, so they say as much when something does not hold.
+pytest.register_assert_rewrite(
+    *(f"tests.acceptance.pubsub_{subject}_probes" for subject in ("delivery", "push", "resource"))
+)
+
 ROOT = Path(__file__).parents[2]
 PORTS = (
     "POSTGRES_PORT",
@@ -120,6 +127,20 @@ def _free_row(count: int) -> int:
             for probe in probes:
                 probe.close()
     raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def receivers() -> Iterator[Callable[..., Receiver]]:
+    """Makes HTTP receivers that are gone afterwards."""
+    made: list[Receiver] = []
+
+    def make(*arguments: Any, **named: Any) -> Receiver:
+        made.append(Receiver(*arguments, **named))
+        return made[-1]
+
+    yield make
+    for receiver in made:
+        receiver.close()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from local.bus.tokens import Tokens
 from shared.fakes import hashed_vector
 from shared.messaging import Outgoing
 from tests.chaos.crash_points import CrashPoints
+from tests.loopback import served
 
 ISSUER = "https://bus.test.example"
 ACCOUNT = "pubsub-push@test.example"
@@ -205,15 +206,8 @@ def running_provider(folder: Path, dimension: int, issuer: str = ISSUER) -> Iter
     folder.mkdir(parents=True, exist_ok=True)
     provider = Provider(Tokens(folder, issuer, ACCOUNT), dimension)
     handler = type("Bound", (_Handler,), {"provider": provider})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        provider.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield provider
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(_Server(("127.0.0.1", 0), handler)) as provider.url:
+        yield provider
 
 
 def outgoing(message: Any, topic: str = "") -> Outgoing:

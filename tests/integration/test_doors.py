@@ -31,15 +31,9 @@ from shared.events import (
 from shared.fakes import FakeBus
 from shared.services import Services
 from shared.tenants.directory import Principal
+from tests.pushes import Open, push_body
 
 INGEST = cast("Door", ingest.ingest)  # functions-framework types it as any view of Flask
-
-
-class Open:
-    """A verifier that has verified: the token is the business of tests/unit/test_push.py."""
-
-    def verify(self, authorization: str, path: str) -> None:
-        """Let everyone in."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +49,9 @@ def _post(door: Callable[[Request], Response], body: object, path: str = "/sourc
         return door(request).status_code
 
 
-def _push(data: bytes, attributes: dict[str, str] | None = None) -> dict[str, Any]:
-    message = {"data": base64.b64encode(data).decode(), "attributes": attributes or {}, "messageId": uuid4().hex}
-    return {"message": message, "subscription": "projects/noesis-local/subscriptions/ingest-upstream"}
-
-
 def _send(message: Message, path: str = "/sources/upstream") -> tuple[int, str]:
     """Push a message to ingest; returns the status and the message id."""
-    body = _push(message.data(), message.attributes())
+    body = push_body(message.data(), message.attributes())
     return _post(INGEST, body, path), body["message"]["messageId"]
 
 
@@ -104,7 +93,7 @@ def _submitted(tenant_id: UUID, external_id: str = "4711") -> DocumentSubmitted:
 )
 def test_what_cannot_be_read_becomes_a_dead_letter(database: object, data: bytes, reason: str) -> None:
     """Acknowledged, so that it does not come back, and kept byte for byte with its reason."""
-    body = _push(data, {"name": "document-submitted", "colour": "\x00\ud800"})
+    body = push_body(data, {"name": "document-submitted", "colour": "\x00\ud800"})
     assert _post(INGEST, body) == 204
     (letter,) = _letters(message_id=body["message"]["messageId"])
     assert (letter.reason, getattr(letter, "class"), bytes(letter.data)) == (reason, "poison", data)
@@ -131,7 +120,7 @@ def test_a_source_hears_of_a_submission_that_nobody_can_read(
         update={"source_version": 3, "occurred_at": datetime.fromtimestamp(1_795_000_000, UTC)}
     )
     # Attributes are optional for upstream: the body alone says it all.
-    body = _push(json.dumps(json.loads(event.data()) | change).encode())
+    body = push_body(json.dumps(json.loads(event.data()) | change).encode())
     assert [_post(INGEST, body) for _ in range(3)] == [204] * 3
     (letter,) = _letters(message_id=body["message"]["messageId"])
     (sent,) = bus.published
@@ -170,7 +159,7 @@ def test_nobody_hears_of_what_is_not_surely_theirs(
         content["name"] = "document-withdrawn"
         content["external_id"] = ""
     bus.published.clear()
-    body = _push(json.dumps(content).encode(), attributes)
+    body = push_body(json.dumps(content).encode(), attributes)
     assert _post(INGEST, body) == 204
     assert bus.published == []
     assert len(_letters(message_id=body["message"]["messageId"])) == 1
@@ -178,7 +167,7 @@ def test_nobody_hears_of_what_is_not_surely_theirs(
 
 def test_the_same_message_again_is_the_same_dead_letter(database: object) -> None:
     """A redelivery after a lost acknowledgement changes nothing."""
-    body = _push(b"nonsense")
+    body = push_body(b"nonsense")
     assert [_post(INGEST, body) for _ in range(3)] == [204] * 3
     assert len(_letters(message_id=body["message"]["messageId"])) == 1
 
@@ -193,7 +182,7 @@ def test_bodies_that_are_no_push_are_kept_apart(database: object) -> None:
 def test_ids_that_postgresql_cannot_store_do_not_stop_the_archive(database: object) -> None:
     """NUL and lone surrogates anywhere around a message end in the archive, not in a retry for ever."""
     marker = uuid4().hex
-    body = _push(marker.encode(), {"a\x00": "\ud800", "traceparent": "\x00", "name": "\udfff"})
+    body = push_body(marker.encode(), {"a\x00": "\ud800", "traceparent": "\x00", "name": "\udfff"})
     body["message"]["messageId"] = f"{marker}\x00\ud800"
     body["subscription"] = "s/\x00\ud800"
     assert _post(INGEST, body) == 204
@@ -233,7 +222,7 @@ def test_the_source_is_the_path_and_not_what_a_message_says(tenant: Principal, b
 def test_a_tenant_in_the_attributes_that_differs_is_a_dead_letter(tenant: Principal, bus: FakeBus) -> None:
     """Two tenants in one message: neither gets it."""
     message = _submitted(tenant.tenant_id)
-    body = _push(message.data(), message.attributes() | {"tenant_id": str(uuid4())})
+    body = push_body(message.data(), message.attributes() | {"tenant_id": str(uuid4())})
     assert _post(INGEST, body) == 204
     assert [x.reason for x in _letters(message_id=body["message"]["messageId"])] == ["tenant-mismatch"]
     assert _documents(tenant) == {}
@@ -257,7 +246,7 @@ def _command(tenant: Principal) -> EmbedChunks:
 def test_a_permanent_failure_is_archived_with_its_reason(tenant: Principal, bus: FakeBus) -> None:
     """Acknowledged, and operators find tenant, trace, reason and the message itself."""
     command = _command(tenant)
-    body = _push(command.data(), command.attributes())
+    body = push_body(command.data(), command.attributes())
     assert _post(_door(PermanentError("model-refused", "The model refused.", "Check it.")), body, "/") == 204
     (letter,) = _letters(message_id=body["message"]["messageId"])
     assert (letter.reason, letter.message, letter.name) == ("model-refused", "The model refused.", "embed-chunks")
@@ -270,7 +259,7 @@ def test_postponed_work_comes_back_as_the_same_message(tenant: Principal, bus: F
     """Acknowledged now, and handed to “publish later” under the same event id for exactly that moment."""
     until = datetime.now(UTC) + timedelta(minutes=7)
     command = _command(tenant)
-    body = _push(command.data(), command.attributes())
+    body = push_body(command.data(), command.attributes())
     for _ in range(2):  # a redelivery postpones once
         assert _post(_door(Postponed(until, "the provider asks for time")), body, "/") == 204
     (later,) = bus.later
@@ -284,7 +273,7 @@ def test_a_postponed_document_comes_back_from_its_own_source(tenant: Principal, 
     """A document of web must not return as one of upstream: the topic is the source's."""
     message = _submitted(tenant.tenant_id)
     door = _door(Postponed(datetime.now(UTC) + timedelta(minutes=1), "x"), DocumentSubmitted)
-    assert _post(door, _push(message.data()), "/sources/web") == 204
+    assert _post(door, push_body(message.data()), "/sources/web") == 204
     assert [later.topic for later in bus.later] == ["documents-web"]
 
 
@@ -293,7 +282,7 @@ def test_postponed_work_survives_a_bus_that_is_down(tenant: Principal, bus: Fake
     bus.down = True
     command = _command(tenant)
     until = datetime.now(UTC) + timedelta(minutes=7)
-    assert _post(_door(Postponed(until, "x")), _push(command.data()), "/") == 204
+    assert _post(_door(Postponed(until, "x")), push_body(command.data()), "/") == 204
     (row,) = _outbox(tenant.tenant_id)
     assert (row.event_id, row.not_before, row.topic) == (command.event_id, until, "embed-chunks")
 
@@ -302,14 +291,14 @@ def test_a_job_that_cannot_run_now_is_refused_and_comes_again(database: object, 
     """Platform work has no tenant and so no outbox: 503, Pub/Sub itself brings it back."""
     job = RunJob(job="sweep", slot=datetime(2026, 11, 21, tzinfo=UTC))
     door = _door(Postponed(datetime.now(UTC) + timedelta(minutes=1), "x"), RunJob)
-    assert _post(door, _push(job.data()), "/") == 503
+    assert _post(door, push_body(job.data()), "/") == 503
     assert bus.later == []
 
 
 def test_shared_trouble_leaves_no_trace(tenant: Principal, bus: FakeBus) -> None:
     """503 means “again”: no dead letter, no outbox row, no message."""
     command = _command(tenant)
-    body = _push(command.data(), command.attributes())
+    body = push_body(command.data(), command.attributes())
     assert _post(_door(TransientError("down")), body, "/") == 503
     assert _letters(message_id=body["message"]["messageId"]) == []
     assert _outbox(tenant.tenant_id) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -36,6 +35,7 @@ from shared.tenants.certificates import check_signature, signed
 from shared.tenants.directory import Principal, create_tenant, memberships
 from shared.tenants.erasure import ErasureBlocked, close_tenant, erase_tenant, find_erasure
 from tests.integration.tenant_life import count_rows, live, rows_of_others, submission
+from tests.pushes import Open, push_body
 
 SECRET = "a-secret-key-of-this-test-0123456789"
 
@@ -156,13 +156,6 @@ def test_the_record_keeps_ids_only(tenant: Principal, other: Principal, fake_ser
         session.execute(text("select core.reduce_audit(:t)"), {"t": other.tenant_id})
 
 
-class Open:
-    """A verifier that has verified: the token is the business of tests/unit/test_push.py."""
-
-    def verify(self, authorization: str, path: str) -> None:
-        """Let everyone in."""
-
-
 @pytest.fixture
 def push(monkeypatch: pytest.MonkeyPatch, fake_services: Services) -> Callable[[Message], int]:
     """Pushes a message to its own door, as the bus does; returns the status."""
@@ -172,14 +165,7 @@ def push(monkeypatch: pytest.MonkeyPatch, fake_services: Services) -> Callable[[
     handled: dict[type[Message], Any] = {EmbedChunks: embed_main.embed, AnswerQuestion: agent_main.agent}
 
     def pushed(message: Message) -> int:
-        body = {
-            "message": {
-                "data": base64.b64encode(message.data()).decode(),
-                "attributes": message.attributes(),
-                "messageId": uuid4().hex,
-            },
-            "subscription": "projects/p/subscriptions/ingest-upstream",
-        }
+        body = push_body(message.data(), message.attributes())
         with Flask("test").test_request_context("/sources/upstream", method="POST", json=body):
             status: int = handled.get(type(message), ingest_main.ingest)(request).status_code
         return status

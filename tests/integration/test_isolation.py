@@ -6,8 +6,9 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
 from shared.database import (
     LostWrite,
@@ -18,6 +19,7 @@ from shared.database import (
     write_one,
 )
 from shared.tenants.directory import Principal
+from tests.conftest import Database
 
 
 def _collections(tenant: Principal) -> list[str]:
@@ -46,6 +48,24 @@ def test_without_a_tenant_no_rows_are_seen(tenant: Principal) -> None:
         session.execute(
             text("insert into rag.collections values (:t, :id, 'x')"), {"t": tenant.tenant_id, "id": uuid4()}
         )
+
+
+def test_a_connection_that_was_never_bound_sees_nothing(tenant: Principal, database: Database) -> None:
+    """The setting is NULL there and not empty, as it is after a commit; no table of any tenant shows a row."""
+    engine = create_engine(database.application_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        assert connection.execute(text("select current_setting('app.tenant_id', true)")).scalar() is None
+        tables = connection.execute(
+            text(
+                "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+                "join pg_attribute a on a.attrelid = c.oid and a.attname = 'tenant_id' "
+                "where n.nspname in ('core', 'rag') and c.relkind in ('r', 'p') "
+                "and has_table_privilege(c.oid, 'select')"
+            )
+        ).scalars().all()  # fmt: skip
+        assert {"core.tenants", "core.members", "rag.collections"} <= set(tables)
+        seen = [t for t in tables if connection.execute(text(f"select exists (select from {t})")).scalar()]
+    assert seen == []
 
 
 def test_the_tenant_stays_bound_after_a_commit(tenant: Principal) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import pytest
+from google.api_core.exceptions import BadRequest, NotFound, PermissionDenied
+from google.cloud.pubsub_v1.publisher.exceptions import MessageTooLargeError
 from sqlalchemy import text
 
 from shared.database import operator_session, tenant_session
 from shared.errors import TransientError
 from shared.events import AnswerQuestion, DocumentWithdrawn
 from shared.fakes import FakeBus
-from shared.messaging import flush_stale, publish
+from shared.messaging import Outgoing, flush_stale, publish, use_bus
 from shared.tenants.directory import Principal
 
 GONE = "documents-a-source-that-was-removed"
@@ -115,3 +118,66 @@ def test_the_same_event_waits_once(make_tenant: Callable[..., Principal], bus: F
         with tenant_session(tenant_id) as session:
             publish(session, AnswerQuestion(event_id=run_id, tenant_id=tenant_id, run_id=run_id))
     assert _waiting(tenant_id) == [("answer-question", True)]
+
+
+@dataclass
+class RefusingBus(FakeBus):
+    """Refuses everything with one topic in it, for a reason of its own."""
+
+    refusal: Exception = field(default_factory=lambda: NotFound("no such topic"))
+
+    def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Take all messages, or none."""
+        if any(message.topic == GONE for message in messages):
+            raise self.refusal
+        super().publish(messages)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [NotFound("topic"), PermissionDenied("publisher"), BadRequest("attribute"), MessageTooLargeError("10 MB")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_message_that_the_bus_does_not_allow_holds_up_nobody(
+    make_tenant: Callable[..., Principal], bus: FakeBus, refusal: Exception
+) -> None:
+    """No such topic, no right to it, an attribute that is none, too many bytes: each is the message's own fault."""
+    tenant_id = make_tenant().tenant_id
+    _left_behind(tenant_id, bus, GONE, "documents-upstream")
+    refusing = RefusingBus(refusal=refusal)
+    use_bus(refusing)
+    assert flush_stale() == 1
+    assert [message.topic for message in refusing.published] == ["documents-upstream"]
+    assert _waiting(tenant_id) == [(GONE, True)]
+
+
+def test_what_was_rolled_back_does_not_leave_with_what_is_committed(
+    make_tenant: Callable[..., Principal], bus: FakeBus
+) -> None:
+    """A session may go on after a rollback: only what its next transaction announces is true."""
+    tenant_id = make_tenant().tenant_id
+    with tenant_session(tenant_id) as session:
+        publish(session, DocumentWithdrawn(tenant_id=tenant_id, external_id="never happened"))
+        session.rollback()
+        publish(session, DocumentWithdrawn(tenant_id=tenant_id, external_id="happened"))
+    assert ["never happened" in message.data for message in bus.published] == [False]
+    assert _waiting(tenant_id) == []
+
+
+def test_two_sweeps_at_once_send_each_message_once(make_tenant: Callable[..., Principal], bus: FakeBus) -> None:
+    """The second passes over what the first has in its hands, instead of sending it too or waiting for it."""
+    tenant_id = make_tenant().tenant_id
+    _left_behind(tenant_id, bus, "documents-upstream", "documents-web")
+    beside: list[int] = []
+
+    class Meanwhile(FakeBus):
+        def publish(self, messages: Sequence[Outgoing]) -> None:
+            if not beside:
+                beside.append(-1)
+                beside[0] = flush_stale()
+            super().publish(messages)
+
+    meanwhile = Meanwhile()
+    use_bus(meanwhile)
+    assert (flush_stale(), beside) == (2, [0])
+    assert len(meanwhile.published) == 2

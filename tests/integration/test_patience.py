@@ -39,7 +39,7 @@ from shared.tenants.directory import Principal
 from shared.tenants.erasure import close_tenant, erase_tenant
 from shared.tenants.export import export_tenant
 from tests.integration.tenant_life import live
-from tests.integration.test_web_uploads import signed_in
+from tests.integration.web_browser import signed_in
 from web import authentication, create_app
 
 LIMIT, SLOW = 2.0, 2.5

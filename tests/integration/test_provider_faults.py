@@ -35,6 +35,7 @@ from shared.retrieval.spaces import Space, ensure_space
 from shared.services import Services
 from shared.settings import Settings
 from shared.tenants.directory import Principal
+from tests.loopback import served
 
 DIMENSION = 64
 RETRY_AFTER = 7
@@ -200,14 +201,11 @@ def provider() -> Iterator[Provider]:
         def handle_error(self, request: object, client_address: object) -> None:
             return  # a client that hangs up, or a connection we reset, is what is wanted here
 
-    with Server(("127.0.0.1", 0), Bound) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        made.url = f"http://127.0.0.1:{server.server_port}"
-        yield made
-        made.done.set()
-        server.shutdown()
-        thread.join()
+    with served(Server(("127.0.0.1", 0), Bound)) as made.url:
+        try:
+            yield made
+        finally:
+            made.done.set()
 
 
 class Listening(LiteLLM):

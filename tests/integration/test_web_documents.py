@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from io import BytesIO
@@ -28,6 +27,7 @@ from shared.fakes import FakeBus, FakeStorage
 from shared.services import Services
 from shared.settings import load_settings
 from shared.tenants.directory import Principal
+from tests.integration.web_browser import signed_in
 from web import authentication, create_app
 from web.words import page_words
 
@@ -47,18 +47,6 @@ def app(database: object, bus: FakeBus, storage: FakeStorage) -> Flask:
     key = "a-key-for-this-test-only-0123456789abcdef"
     settings = load_settings(secret_key=key, local_sign_in=True, document_max_bytes=LIMIT)
     return create_app(services=Services(settings, _storage=storage))
-
-
-def signed_in(app: Flask, member: Principal) -> FlaskClient:
-    """A client with the member's session, whose posts carry the token."""
-    client = app.test_client()
-    for form in ({"email": member.email}, None):
-        found = re.search(r'name="csrf-token" content="([^"]+)"', client.get("/").text)
-        assert found
-        client.environ_base["HTTP_X_CSRF_TOKEN"] = found[1]
-        if form:
-            assert client.post("/sign-in", data=form).status_code == 302
-    return client
 
 
 def upload(client: FlaskClient, data: bytes, name: str = "a.txt", kind: str = "text/plain") -> TestResponse:

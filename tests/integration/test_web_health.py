@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from flask import Flask
 from shared.fakes import FakeStorage
 from shared.services import Services
 from shared.settings import load_settings
+from tests.loopback import served
 from web import create_app
 
 
@@ -32,12 +32,9 @@ class Alive(BaseHTTPRequestHandler):
 @contextmanager
 def listening() -> Iterator[int]:
     """A loopback port where something answers HTTP."""
-    with HTTPServer(("127.0.0.1", 0), Alive) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    server = HTTPServer(("127.0.0.1", 0), Alive)
+    with served(server):
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def make_app(**overrides: object) -> Flask:

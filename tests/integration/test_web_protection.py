@@ -17,6 +17,7 @@ from shared.fakes import FakeBus, FakeClock, FakeStorage
 from shared.services import Clock, Services
 from shared.settings import Settings, load_settings
 from shared.tenants.directory import Principal, add_member
+from tests.integration.web_browser import token_of
 from web import authentication, create_app
 
 KEY = "a-key-for-this-test-only-0123456789abcdef"
@@ -32,13 +33,6 @@ def make_app(clock: Clock | None = None, **overrides: Any) -> Flask:
     settings = load_settings(**({"secret_key": KEY, "local_sign_in": True} | overrides))
     services = Services(settings, clock=clock or FakeClock(), _storage=FakeStorage())
     return create_app(services=services)
-
-
-def token_of(page: str) -> str:
-    """The token that the page carries for its scripts."""
-    found = re.search(r'name="csrf-token" content="([^"]+)"', page)
-    assert found
-    return found[1]
 
 
 def enter(client: FlaskClient, email: str, **more: str) -> int:

@@ -23,6 +23,7 @@ from shared.fakes import FakeBus, FakeStorage
 from shared.services import Services
 from shared.settings import load_settings
 from shared.tenants.directory import Principal, add_member, memberships
+from tests.integration.web_browser import signed_in
 from web import authentication, create_app
 
 
@@ -32,18 +33,6 @@ def app(database: object, bus: FakeBus) -> Flask:
     authentication.forget_memberships()
     settings = load_settings(secret_key="a-key-for-this-test-only-0123456789abcdef", local_sign_in=True)
     return create_app(services=Services(settings, _storage=FakeStorage()))
-
-
-def signed_in(app: Flask, member: Principal) -> FlaskClient:
-    """A client with the member's session, whose posts carry the token."""
-    client = app.test_client()
-    for form in ({"email": member.email, "tenant": str(member.tenant_id)}, None):
-        found = re.search(r'name="csrf-token" content="([^"]+)"', client.get("/").text)
-        assert found
-        client.environ_base["HTTP_X_CSRF_TOKEN"] = found[1]
-        if form:
-            assert client.post("/sign-in", data=form).status_code == 302
-    return client
 
 
 def ask(client: FlaskClient, question: str = "How long is the leave?") -> UUID:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from shared.services import Services
 from shared.settings import load_settings
 from shared.storage import FolderStorage
 from shared.tenants.directory import Principal
+from tests.integration.web_browser import signed_in
 from web import authentication, create_app
 
 LIMIT = 3_000_000
@@ -44,18 +44,6 @@ def world(database: object, bus: FakeBus, tmp_path: Path) -> Services:
 @pytest.fixture
 def app(world: Services) -> Flask:
     return create_app(services=world)
-
-
-def signed_in(app: Flask, member: Principal) -> FlaskClient:
-    """A client with the member's session, whose posts carry the token."""
-    client = app.test_client()
-    for form in ({"email": member.email}, None):
-        found = re.search(r'name="csrf-token" content="([^"]+)"', client.get("/").text)
-        assert found
-        client.environ_base["HTTP_X_CSRF_TOKEN"] = found[1]
-        if form:
-            assert client.post("/sign-in", data=form).status_code == 302
-    return client
 
 
 def terms(data: bytes = DATA, **changed: Any) -> dict[str, Any]:

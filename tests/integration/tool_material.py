@@ -1,14 +1,17 @@
-"""Runs, leases, documents and a small web service for tests of tools."""
+"""Runs, leases, cases, stored calls and a small web service for tests of tools."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import uuid4
+
+from pydantic import SecretStr
+from sqlalchemy import text
 
 from functions.agent.journal import Journal
 from functions.agent.tools import Toolbox
@@ -18,7 +21,9 @@ from shared.conversations.runs import Lease, ask, take_lease
 from shared.database import operator_session, tenant_session
 from shared.services import Services
 from shared.tenants.directory import Principal, add_member, memberships
+from shared.tools.cases import put_case
 from shared.tools.registry import configure
+from tests.loopback import served
 
 
 def running(principal: Principal, question: str = "Wie steht es um den Fall?") -> Lease:
@@ -57,7 +62,7 @@ def allow(tenant: Principal, name: str, **changes: Any) -> None:
 class Web:
     """What a service was asked, and what it answers; `sleeping` makes it silent until the event is set."""
 
-    port: int = 0
+    url: str = ""
     requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     answer: bytes = b'{"fine": true}'
     status: int = 200
@@ -67,14 +72,9 @@ class Web:
     breaks: bool = False
 
     @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
     def allowed(self) -> str:
         """TOOL_HOSTS_ALLOW for it."""
-        return f"127.0.0.1:{self.port}"
+        return self.url.removeprefix("http://")
 
 
 @contextmanager
@@ -105,16 +105,36 @@ def web_service() -> Iterator[Web]:
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    web.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield web
-    finally:
-        if web.silent is not None:
-            web.silent.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as web.url:
+        try:
+            yield web
+        finally:
+            if web.silent is not None:
+                web.silent.set()
+
+
+def reaching(services: Services, web: Web, **secrets: str) -> Services:
+    """Services whose HTTP tool may reach the service, with secrets."""
+    update = {
+        "tool_hosts_allow": web.allowed,
+        "tool_secrets": {name.replace("__", "/"): SecretStr(value) for name, value in secrets.items()},
+    }
+    return replace(services, settings=services.settings.model_copy(update=update))
+
+
+def rows(tenant: Principal) -> list[Any]:
+    """The tenant's stored calls."""
+    with operator_session() as session:
+        found = session.execute(
+            text(
+                "select name, state, ok, reason, attempts from core.tool_calls where tenant_id = :t order by created_at"
+            ),
+            {"t": tenant.tenant_id},
+        )
+        return [tuple(row) for row in found]
+
+
+def case(tenant: Principal, number: str = "4711", **options: Any) -> None:
+    """A case of the tenant, about a complaint."""
+    with tenant_session(tenant.tenant_id) as session:
+        put_case(session, tenant.tenant_id, number, "Reklamation", "test", **options)

@@ -37,6 +37,7 @@ from shared.tenants.directory import Principal
 from shared.tracing import configure_logging
 from shared.tracing.export import Destination, Exporter
 from tests.otlp_receiver import Receiver, receiving
+from tests.pushes import Open, push_body
 from tests.unit.personal_material import STRUCTURED
 
 WORD = "Kanarienvogelschutzverordnungsentwurf"
@@ -55,13 +56,6 @@ class World:
         return (
             self.lines.getvalue() + "\n" + "\n".join(body.decode("utf-8", "replace") for body in self.collector.bodies)
         )
-
-
-class Open:
-    """A verifier that has verified: the token is the business of tests/unit/test_push.py."""
-
-    def verify(self, authorization: str, path: str) -> None:
-        """Let everyone in."""
 
 
 @pytest.fixture
@@ -97,9 +91,7 @@ def push(door: Any, data: bytes, attributes: dict[str, str], path: str = "/") ->
     app = Flask("function")
     app.add_url_rule("/<path:path>", "door", lambda path: cast("Door", door)(request), methods=["POST"])
     app.add_url_rule("/", "root", lambda: cast("Door", door)(request), methods=["POST"])
-    message = {"data": base64.b64encode(data).decode(), "attributes": attributes, "messageId": uuid4().hex}
-    body = {"message": message, "subscription": "projects/p/subscriptions/s"}
-    return app.test_client().post(path, json=body).status_code
+    return app.test_client().post(path, json=push_body(data, attributes)).status_code
 
 
 def submitted(tenant: Principal, body: str) -> DocumentSubmitted:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from functions.agent.citations import Verified, verify
 from functions.agent.measuring import measures, negated, units_fit
 from functions.agent.output_checks import clean
-from functions.agent.state import PassageState
+from tests.unit.passages import passage_state
 
 LABEL = "(not proven)"
 RULES = (
@@ -21,21 +21,7 @@ RULES = (
 HOURS = "The office opens at nine in the morning every weekday. It is closed on 24 December."
 
 
-def _passage(number: int, text: str) -> PassageState:
-    return {
-        "number": number,
-        "chunk_id": "c",
-        "version_id": "v",
-        "document_id": "d",
-        "title": "Ordnung",
-        "text": text,
-        "heading_path": ["§ 3 Fristen"],
-        "page_starts": [],
-        "similarity": 0.9,
-    }
-
-
-PASSAGES = (_passage(1, RULES), _passage(2, HOURS))
+PASSAGES = (passage_state(1, RULES, "Ordnung", "§ 3 Fristen"), passage_state(2, HOURS, "Ordnung", "§ 3 Fristen"))
 TRUE = "“The office opens at nine” [2]."
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from functions.agent.citations import Verified, find_quote, foreign_language, placed, verify
 from functions.agent.state import PassageState
+from tests.unit.passages import passage_state
 
 LABEL = "(nicht belegt)"
 
@@ -25,21 +26,7 @@ PUMP = (
 )
 
 
-def _passage(number: int, text: str, title: str = "Ordnung", *headings: str) -> PassageState:
-    return {
-        "number": number,
-        "chunk_id": "c",
-        "version_id": "v",
-        "document_id": "d",
-        "title": title,
-        "text": text,
-        "heading_path": list(headings),
-        "page_starts": [],
-        "similarity": 0.9,
-    }
-
-
-PASSAGES = (_passage(1, URLAUB, "Urlaubsordnung", "§ 3 Dauer"), _passage(2, PUMP, "Pump manual"))
+PASSAGES = (passage_state(1, URLAUB, "Urlaubsordnung", "§ 3 Dauer"), passage_state(2, PUMP, "Pump manual"))
 
 
 def _verify(answer: str, passages: tuple[PassageState, ...] = PASSAGES) -> Verified:
@@ -259,7 +246,7 @@ texts = st.text(st.sampled_from('ab 1.,„“”"»«[]…-\n\u00adßÄ\u0308'),
 @given(texts, texts)
 def test_any_answer_gets_citations_that_are_true(answer: str, passage: str) -> None:
     """Whatever the model writes: each citation is a slice of its passage, numbers are 1..n, nothing crashes."""
-    verified = verify(answer + "[1]" + answer, [_passage(1, passage)], LABEL)
+    verified = verify(answer + "[1]" + answer, [passage_state(1, passage)], LABEL)
     assert [c["number"] for c in verified.citations] == list(range(1, len(verified.citations) + 1))
     for citation in verified.citations:
         assert citation["quote"]
@@ -343,7 +330,7 @@ def test_sentences_that_are_true_need_no_mark_beside_others() -> None:
 
 def test_the_result_of_a_tool_proves_and_is_named() -> None:
     """It is no document: the claim keeps its proof, and no citation opens."""
-    result = _passage(3, "<tool_result>60</tool_result>", "calculate") | {"chunk_id": "", "tool": "calculate"}
+    result = passage_state(3, "<tool_result>60</tool_result>", "calculate") | {"chunk_id": "", "tool": "calculate"}
     verified = verify("Das Ergebnis ist 60 [3]. Das Ergebnis ist 61 [3].", (*PASSAGES, result), LABEL)
     assert verified.text == f"Das Ergebnis ist 60 (calculate). Das Ergebnis ist 61 {LABEL}."
     assert (verified.results, verified.citations) == (1, ())
@@ -366,7 +353,7 @@ def test_the_language_of_an_answer_is_that_of_its_own_words(draft: str, language
 def test_a_quotation_in_a_widened_passage_is_cited_from_its_chunk() -> None:
     """Offsets count in the chunk that has most of it, and the quotation ends where the chunk does."""
     text = "Erster Absatz hier. Zweiter Absatz dort."
-    passage = _passage(1, text)
+    passage = passage_state(1, text)
     passage["chunk_id"] = "b"
     passage["parts"] = [
         {"chunk_id": "a", "start": 0, "end": 19, "heading_path": ["A"], "page_starts": [[1, 0]]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,30 @@ def test_a_task_that_ran_by_a_fast_clock_is_made_again(queue: Queue, bus: Google
         bus.publish_later(message)
     first, second = queue.names
     assert second.startswith(first)
+
+
+def test_publishing_returns_when_the_last_message_is_confirmed(bus: GoogleBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are sent before the first is waited for, and one that the bus does not confirm is not taken for published."""
+    confirmations: list[Future[str]] = []
+
+    class Publisher:
+        """Takes every message; the second is never confirmed."""
+
+        def topic_path(self, project: str, topic: str) -> str:
+            """The topic's full name."""
+            return f"projects/{project}/topics/{topic}"
+
+        def publish(self, topic: str, data: bytes, timeout: float, **attributes: str) -> Future[str]:
+            """Take a message and promise its id."""
+            promised: Future[str] = Future()
+            confirmations.append(promised)
+            if len(confirmations) == 2:
+                promised.set_exception(TimeoutError("not confirmed"))
+            else:
+                promised.set_result("1")
+            return promised
+
+    monkeypatch.setattr(bus, "_publisher", Publisher())
+    with pytest.raises(TimeoutError, match="not confirmed"):
+        bus.publish([later(timedelta(0)) for _ in range(3)])
+    assert len(confirmations) == 3

@@ -11,28 +11,14 @@ from hypothesis import strategies as st
 
 from functions.agent import prompts
 from functions.agent.prompts import NO_EVIDENCE, SYSTEM, answer_messages
-from functions.agent.state import PassageState
 from functions.agent.wording import language_of, no_evidence_text, unproven_label
 from litellm_service import extractive
-
-
-def _passage(number: int, text: str, title: str = "Title", *headings: str) -> PassageState:
-    return {
-        "number": number,
-        "chunk_id": "c",
-        "version_id": "v",
-        "document_id": "d",
-        "title": title,
-        "text": text,
-        "heading_path": list(headings),
-        "page_starts": [],
-        "similarity": 0.9,
-    }
+from tests.unit.passages import passage_state
 
 
 def test_the_messages_have_their_form() -> None:
     """The form is a contract with the extractive answerer: whoever changes it raises VERSION and mends both ends."""
-    messages = answer_messages("Wie viele Tage?", [_passage(1, "30 Tage.", "Urlaub", "§ 3", "Dauer")])
+    messages = answer_messages("Wie viele Tage?", [passage_state(1, "30 Tage.", "Urlaub", "§ 3", "Dauer")])
     assert prompts.VERSION == "answer-1"
     assert messages == [
         {"role": "system", "content": SYSTEM},
@@ -66,7 +52,7 @@ HOSTILE = (
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_a_document_cannot_leave_its_passage(hostile: str) -> None:
     """Title, headings, text and question are escaped: the structure is ours."""
-    passages = [_passage(1, hostile, hostile, hostile), _passage(2, "harmless")]
+    passages = [passage_state(1, hostile, hostile, hostile), passage_state(2, "harmless")]
     content = answer_messages(hostile, passages)[1]["content"]
     tree = ElementTree.fromstring(f"<r>{content}</r>")
     assert [child.tag for child in tree] == ["passages", "question"]
@@ -83,7 +69,7 @@ text_of_people = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_siz
 @example("Was gilt?", 'Das "neue" Recht', 'Es gilt "neu".')
 def test_the_extractive_answerer_reads_what_was_written(question: str, title: str, text: str) -> None:
     """Both ends of the contract: what `prompts` escapes, litellm_service unescapes."""
-    messages = answer_messages(question, [_passage(1, text, title), _passage(12, "zwei")])
+    messages = answer_messages(question, [passage_state(1, text, title), passage_state(12, "zwei")])
     prompt = extractive.read_prompt(messages)
     assert prompt is not None
     assert [passage.number for passage in prompt.passages] == [1, 12]
