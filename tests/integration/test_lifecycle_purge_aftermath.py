@@ -15,7 +15,6 @@ from shared.documents.acting import as_curator
 from shared.documents.deletion import delete_document
 from shared.documents.hard_deletion import purge_documents
 from shared.documents.restoring import restore_document
-from shared.documents.turns import join_line
 from shared.embeddings import Embedded
 from shared.errors import PermanentError, Superseded
 from shared.events import AnswerQuestion, DocumentRemoved, DocumentWithdrawn, decode
@@ -27,15 +26,13 @@ from tests.integration.purge_material import OTHER, SECRET, ask_about, operator,
 
 
 def test_what_was_purged_never_comes_back(tenant: Principal, fake_services: Services, bus: FakeBus) -> None:
-    """Not by a repeat, not by what was sent before, not by way of the line; a newer submission is a new document."""
+    """Not by a repeat, not by what was sent before; a newer submission is a new document."""
     make(fake_services, bus, tenant, 4, SECRET)
     before = submission(tenant, 9)
     purge_documents(operator(tenant), [document_id(tenant)], fake_services.storage)
     for event in (before, submission(tenant, 4), submission(tenant, 1)):
         with pytest.raises(Superseded):
             take(tenant, event, SECRET)
-        with tenant_session(tenant.tenant_id) as session:
-            assert not join_line(session, event, "upstream")
         assert look(tenant) is None
     withdraw_document(DocumentWithdrawn(tenant_id=tenant.tenant_id, external_id="doc", source_version=6), "upstream")
     assert look(tenant) is None
