@@ -14,6 +14,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.containment import contained
 from shared.database import operator_session, tenant_session
 from shared.documents.access import list_of, parameters
 from shared.documents.blobs import blob_of
@@ -167,7 +168,7 @@ def sweep_turns(share: int) -> int:
         tenants = session.execute(text("select distinct tenant_id from core.waiting_messages")).scalars().all()
     released = 0
     for tenant_id in tenants:
-        with tenant_session(tenant_id) as session:
+        with contained(tenant_id, "turns not passed on"), tenant_session(tenant_id) as session:
             released += next_turns(session, tenant_id, share)
     return released
 

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.audit import record
 from shared.completions import ToolCall
+from shared.containment import contained
 from shared.conversations.runs import Lease
 from shared.database import array_literal, operator_session, tenant_session
 from shared.errors import PermanentError
@@ -279,7 +280,7 @@ def expire_due() -> int:
         ).all()
     expired = []
     for tenant_id, approval_id, tool in due:
-        with tenant_session(tenant_id) as session:
+        with contained(tenant_id, "approval not expired"), tenant_session(tenant_id) as session:
             if expire(session, tenant_id, approval_id):
                 expired.append((tenant_id, approval_id, tool))
     if expired:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from shared.database import LostWrite, operator_session, tenant_session
+from shared.containment import contained
+from shared.database import operator_session, tenant_session
 from shared.documents.storing import Batch
 from shared.errors import PermanentError
 from shared.jobs.leases import Lease, Progress
@@ -25,6 +25,7 @@ from shared.services import Services
 log = logging.getLogger(__name__)
 
 ACTOR = "job:campaigns"
+NOT_TENDED = "campaign not tended"
 
 
 def run(lease: Lease, services: Services) -> Iterator[Progress]:
@@ -34,35 +35,24 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
         tending.share_slots(operator, services.settings.campaign_batches)
     for tenant_id, space_id, _ in campaigns.open_campaigns(("filling", "ready", "switched")):
         counts["tended"] += 1
-        with _alone(tenant_id):
+        with contained(tenant_id, NOT_TENDED):
             _look_after(tenant_id, space_id, services, counts)
         yield Progress(counts["tended"], None, _changes(counts))
     now = services.clock.now()
     for tenant_id, _, grace_until in campaigns.open_campaigns(("switched",)):
         if grace_until is not None and grace_until <= now:
-            with _alone(tenant_id):
+            with contained(tenant_id, NOT_TENDED):
                 counts["completed"] += _complete(tenant_id, services)
             yield Progress(counts["tended"], None, _changes(counts))
     with operator_session() as operator:
         doomed = switching.left_behind(operator, now)
     for tenant_id, campaign_id, space_id in doomed:
-        with _alone(tenant_id):
+        with contained(tenant_id, NOT_TENDED):
             for deleted in _drop(tenant_id, campaign_id, space_id, services):
                 counts["dropped_vectors"] += deleted
                 yield Progress(counts["tended"], None, _changes(counts))
             counts["dropped_spaces"] += 1
     yield Progress(counts["tended"], counts["tended"], _changes(counts))
-
-
-@contextmanager
-def _alone(tenant_id: UUID) -> Iterator[None]:
-    """What the database refuses for one tenant keeps no other campaign waiting: it is logged, and tried next minute."""
-    try:
-        yield
-    except (InterfaceError, OperationalError):
-        raise  # the way to the database: everybody's
-    except (DBAPIError, LostWrite):
-        log.exception("campaign not tended", extra={"tenant": str(tenant_id)})
 
 
 def _look_after(tenant_id: UUID, space_id: UUID, services: Services, counts: dict[str, int]) -> None:

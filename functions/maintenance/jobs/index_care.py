@@ -6,19 +6,15 @@ Index builds need the owner's connection (MIGRATION_DATABASE_URL). Where this pr
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-
+from shared.containment import contained
 from shared.database import operator_session, patiently
 from shared.jobs.leases import SLICE_SECONDS, Lease, Progress, kept
 from shared.retrieval import indexes, statistics
 from shared.services import Services
-
-log = logging.getLogger(__name__)
 
 NEEDS_OWNER = True
 
@@ -59,17 +55,12 @@ def _care_for_indexes(url: str, counts: dict[str, int]) -> Iterator[int]:
     with indexes.owner_connection(url) as owner:
         counts["dropped"] += indexes.remove_orphans(owner, found)
         for number, corpus in enumerate((*plan.drop, *plan.build), start=1):
-            try:
+            with contained(corpus.tenant_id, "index not built or dropped", counts):
                 if corpus.indexed:
                     indexes.drop(owner, corpus)
                     counts["dropped"] += 1
                 else:
                     counts["built"] += indexes.build_missing(owner, corpus)
-            except (InterfaceError, OperationalError):
-                raise  # the way to the database: everybody's
-            except DBAPIError:
-                log.exception("index not built or dropped", extra={"tenant": str(corpus.tenant_id)})
-                counts["failed"] += 1
             yield number
 
 
@@ -82,14 +73,12 @@ def _in_turns(tenants: Sequence[UUID], counts: dict[str, int]) -> Iterator[tuple
     steps = dict.fromkeys(tenants, (0, 1))
     while waiting:
         tenant_id, refreshing = waiting.popleft()
-        try:
-            steps[tenant_id] = next(refreshing)
-        except StopIteration:
+        step = None  # also where the tenant's statistics are done
+        with contained(tenant_id, "statistics not refreshed", counts):
+            step = next(refreshing, None)
+        if step is None:
             continue
-        except DBAPIError:
-            log.exception("statistics not refreshed", extra={"tenant": str(tenant_id)})
-            counts["failed"] += 1
-            continue
+        steps[tenant_id] = step
         waiting.append((tenant_id, refreshing))
         yield sum(done for done, _ in steps.values()), sum(total for _, total in steps.values())
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-
+from shared.containment import contained
 from shared.database import operator_session, patiently
 from shared.jobs.leases import SLICE_SECONDS, Lease, Progress, kept
 from shared.retrieval import indexes, probing
@@ -31,17 +30,11 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     with kept(lease):
         for done, corpus in enumerate(found[begun:], start=begun + 1):
             counts["probed"] = done
-            try:
+            recall = None
+            with contained(corpus.tenant_id, "recall not probed", counts):
                 with operator_session() as session, patiently(session, SLICE_SECONDS):
                     recall = probing.probe(session, corpus)
-            except (InterfaceError, OperationalError):
-                raise  # the way to the database: everybody's
-            except DBAPIError:
-                log.exception("recall not probed", extra={"tenant": str(corpus.tenant_id)})
-                counts["failed"] += 1
-                yield Progress(done, len(found), dict(counts))
-                continue
-            if recall.mean < MEAN_FLOOR or recall.worst < WORST_FLOOR:
+            if recall is not None and (recall.mean < MEAN_FLOOR or recall.worst < WORST_FLOOR):
                 counts["below_guarantee"] += 1
                 log.warning(
                     "recall below the guarantee",

@@ -9,6 +9,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from shared.containment import contained
 from shared.database import operator_session, tenant_session
 from shared.documents.completion import finish_version
 from shared.documents.storing import Batch, missing_chunks, split
@@ -54,8 +55,9 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
     with operator_session() as session:
         runs = _runs_without_worker(session)
     for tenant_id, run_id, epoch, traceparent in runs:
-        _dispatch(tenant_id, run_id, epoch, traceparent)
-        counts["runs"] += 1
+        with contained(tenant_id, "run not dispatched", counts):
+            _dispatch(tenant_id, run_id, epoch, traceparent)
+            counts["runs"] += 1
     yield Progress(2, 4, counts)
     counts["jobs"] = _restart_jobs(lease)
     yield Progress(3, 4, counts)
@@ -64,7 +66,8 @@ def run(lease: Lease, services: Services) -> Iterator[Progress]:
         with fenced(lease) as session:
             versions = _stuck_versions(session, SLICE)
         for tenant_id, version_id, document_id, traceparent in versions:
-            _republish(tenant_id, version_id, document_id, traceparent, batch)
+            with contained(tenant_id, "version not set going", counts):
+                _republish(tenant_id, version_id, document_id, traceparent, batch)
         counts["versions"] += len(versions)
         if len(versions) < SLICE:
             break
